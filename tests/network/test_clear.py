@@ -13,6 +13,7 @@ from paceline.deploy.plan import Plan, offer
 from paceline.deploy.settings import DataConfig
 from paceline.network.handshake import HIDDEN, Welcome
 from paceline.run import RunConfig
+from tests.network.liar import reasons
 from tests.network.partial import OPTIONS, Failing, Partial
 
 ERRORS = [NonFiniteError("the training loss is nan after 5 steps"), EmptyClientError("no samples"), RuntimeError("class 7 of 3")]
@@ -40,6 +41,13 @@ def test_a_client_whose_data_make_it_fail_cannot_be_told_from_the_others(liar, p
     assert sums["counts"][0] == 3
     assert sums["exact"][-1] % 2**20 == 1
     assert [type(error).__name__ in text for text in server.logged(2)] == [True]
+
+
+@pytest.mark.parametrize("method", ["fjord", "clip", "saliency"])
+def test_a_record_for_other_clients_is_not_summed(liar, params, method):
+    """It is empty for whoever has no samples, or failed in the round before, and its shape would be sent unmasked."""
+    server = liar(method=method, measured=True, secure=OPTIONS)
+    assert "its replies cannot be summed" in reasons(Partial(server, None, [0, 1, 2, 3], 1, function="report").advertise())
 
 
 def test_a_run_in_which_nobody_can_work_ends_and_says_so(loopback, monkeypatch):

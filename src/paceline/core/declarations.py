@@ -10,7 +10,7 @@ from typing import Any
 from paceline.core.errors import PlanError
 from paceline.core.layout import Layout
 
-__all__ = ["Bound", "ClientFunction", "Nesting", "declaration"]
+__all__ = ["Bound", "ClientFunction", "Nesting", "declaration", "helpers"]
 
 
 Bound = float | Callable[[Layout], float]
@@ -50,7 +50,7 @@ class ClientFunction:
     Args:
         each: the server needs every client's own reply; else it may see only sums.
         peer_record: name of the function whose small record each client publishes to the others of the cohort before
-            this one runs; under secure aggregation the server relays only ciphertexts.
+            this one runs; under secure aggregation the server relays only ciphertexts, and clients refuse sums of that function.
         bounds: largest absolute value of a coordinate, by field. Secure aggregation clips floats to it, in place of
             its default clip, and sums those with an infinite bound exactly, in 64 bits; every aggregation refuses whole numbers
             above it. The fields of a dict or a `node` are
@@ -86,6 +86,21 @@ class ClientFunction:
             return self
         known = layout()
         return replace(self, bounds={n: bound(known) if callable(bound) else bound for n, bound in self.bounds.items()})
+
+
+def helpers(functions: Mapping[str, ClientFunction]) -> set[str]:
+    """Return the names of the functions that others declare: of their records, tiers and orders of the units.
+
+    Their replies may have another shape on each client, so a secure sum of them would show more than the sum.
+
+    Example:
+        >>> helpers({"report": ClientFunction(), "train": ClientFunction(peer_record="report")})
+        {'report'}
+    """
+    names = {declared.peer_record for declared in functions.values()}
+    for nesting in (declared.nested for declared in functions.values()):
+        names |= set() if nesting is None else {nesting.fraction, nesting.order}
+    return {name for name in names if name is not None}
 
 
 def declaration(fn: Callable[..., Any]) -> ClientFunction:

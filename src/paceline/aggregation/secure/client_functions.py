@@ -28,6 +28,7 @@ from paceline.aggregation.secure.messages import (
 )
 from paceline.aggregation.secure.session import Session
 from paceline.aggregation.secure.task_hash import Agreement, OwnWork, Work, message_digest
+from paceline.core.declarations import helpers
 from paceline.core.engine import ClientFunction
 from paceline.core.errors import ProtocolError
 from paceline.core.generators import nested
@@ -334,6 +335,10 @@ def _declared(me: ProtocolContext, function: str) -> ClientFunction:
         raise ProtocolError(f"method.{function} is not a client function of this client's method")
     if me.functions[function].each:
         raise ProtocolError(f"{function!r} is declared with each=True, so its replies cannot be summed")
+    if function in helpers(me.functions):
+        raise ProtocolError(
+            f"{function!r} returns what another client function declares of a client, so its replies cannot be summed"
+        )
     return me.functions[function].fitted(lambda: me.client.model.layout)
 
 
