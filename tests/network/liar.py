@@ -160,8 +160,10 @@ class Sum:
         hashes, adverts = self.server.directory_for()
         return self.step("share", {"hashes": hashes, **more}, list(adverts), self.server.add_shares, each=adverts)
 
-    def masked(self, params=None, **options):
+    def masked(self, params=None, coming=None, **options):
         mail = self.server.inbox_for()
+        if coming is not None:  # ask for keys of the next round
+            mail = {c: {**own, "next": coming} for c, own in mail.items()}
         take = lambda c, m: self.server.add_masked(c, {**m, "segments": as_bytes(m["segments"])})  # noqa: E731
         return self.step("masked", self.params if params is None else params, list(mail), take, each=mail, **options)
 

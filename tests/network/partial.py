@@ -45,6 +45,24 @@ class Partial(Sum):
             return None
 
 
+def fail_on(monkeypatch, method, function, sample, error):
+    """Let a method's function fail wherever one sample is among those that it gets: on a client, and in any try on its data."""
+    real = getattr(method, function)
+
+    def failing(program, client, message):
+        if has(client, sample):
+            raise error
+        return real(program, client, message)
+
+    failing.__client__ = real.__client__
+    monkeypatch.setattr(method, function, failing)
+
+
+def has(client, sample):
+    """Return whether one sample is among a client's own."""
+    return bool((client.train.x[client.train.index] == sample).flatten(1).all(1).any())
+
+
 class Failing:
     """Lets one client's training fail, as a model can be made to do for whoever has certain data."""
 

@@ -8,15 +8,26 @@ import pytest
 from paceline.aggregation.secure.encoding import signed
 from paceline.core.errors import DataFormatError, EmptyClientError, NonFiniteError, QuorumError
 from paceline.core.layout import Layout
+from paceline.core.update import Update
 from paceline.deploy.client.client import build_worker
 from paceline.deploy.plan import Plan, offer
 from paceline.deploy.settings import DataConfig
+from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.network.handshake import HIDDEN, Welcome
+from paceline.registry import find_method
 from paceline.run import RunConfig
 from tests.network.liar import reasons
-from tests.network.partial import OPTIONS, Failing, Partial
+from tests.network.partial import OPTIONS, Failing, Partial, fail_on, has
 
 ERRORS = [NonFiniteError("the training loss is nan after 5 steps"), EmptyClientError("no samples"), RuntimeError("class 7 of 3")]
+
+
+def look_alike(server, reported):
+    """Assert that nothing but masked words differs between the replies."""
+    heads = [{k: v for k, v in head.items() if k != "id"} for head in server.heads.values()]
+    assert all(head == heads[0] for head in heads)
+    seen = [(sorted(v), v["shape"], v["table"], [len(s) for s in v["segments"]]) for _, v in reported.values()]
+    assert all(one == seen[0] for one in seen)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
@@ -29,10 +40,7 @@ def test_a_client_whose_data_make_it_fail_cannot_be_told_from_the_others(liar, p
     one.share()
     reported = one.masked()
     assert [why for why, _ in reported.values()] == [None] * 4
-    heads = [{k: v for k, v in head.items() if k != "id"} for head in server.heads.values()]
-    assert all(head == heads[0] for head in heads)
-    shapes = [(value["shape"], value["table"], [len(s) for s in value["segments"]]) for _, value in reported.values()]
-    assert all(shape == shapes[0] for shape in shapes)
+    look_alike(server, reported)
     one.consistency()
     one.unmask()
     sums = {s.name: signed(w, s) for s, w in one.server.open()}
@@ -41,6 +49,52 @@ def test_a_client_whose_data_make_it_fail_cannot_be_told_from_the_others(liar, p
     assert sums["counts"][0] == 3
     assert sums["exact"][-1] % 2**20 == 1
     assert [type(error).__name__ in text for text in server.logged(2)] == [True]
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fjord", "clip"])
+def test_a_client_that_fails_on_each_of_its_samples_cannot_be_told_from_the_others(liar, params, loopback, monkeypatch, method):
+    """Nor in the next round, in which its record for the others is the one of a client that has not trained."""
+    server = liar(method=method, measured=True, secure=OPTIONS)
+    fail_on(monkeypatch, find_method(method), "train", loopback.task.train.x[0], ERRORS[0])
+    [failing] = [c for c, node in loopback.nodes.items() if 0 in node.runner.worker.setup.split(c)[0]]
+    for round in (1, 2):
+        one = Partial(server, params, [0, 1, 2, 3], 1, round=round)
+        one.advertise()
+        one.share()
+        reported = one.masked(coming=bytes(range(32)))
+        assert [why for why, _ in reported.values()] == [None] * 4
+        look_alike(server, reported)
+        one.consistency()
+        one.unmask()
+        sums = {s.name: signed(w, s) for s, w in one.server.open()}
+        assert (sums["counts"][0] > 0, sums["exact"][-1] % 2**20) == (True, 1)
+        assert [len(server.logged(c)) for c in range(4)] == [round * (c == failing) for c in range(4)]
+        server.loop.call(server.hub.completed, round, dict.fromkeys(range(4), ()), lambda c, now=round: committed(now))
+
+
+def committed(round):
+    """Return what clients are told of a round that is over."""
+    return {"round": round, "saved": 0, "kept": True, "took": 0.0, "lost": []}
+
+
+def test_a_reply_of_another_shape_is_left_out_and_not_shown(liar, params, loopback, monkeypatch):
+    """A shape that depends on a client's data would tell the server of them."""
+    server = liar(secure=OPTIONS)
+    real, sample = FedAvg.train, loopback.task.train.x[0]
+
+    def train(program, client, message):
+        reply = real(program, client, message)
+        return Update(**reply.fields, more=1.0, weight=reply.weight) if has(client, sample) else reply
+
+    train.__client__ = real.__client__
+    monkeypatch.setattr(FedAvg, "train", train)
+    one = Partial(server, params, [0, 1, 2, 3], 1)
+    one.advertise()
+    one.share()
+    look_alike(server, one.masked())
+    [(client, why)] = [(c, why) for c in range(4) for why in server.logged(c)]
+    assert "another shape" in why
+    assert 0 in loopback.nodes[client].runner.worker.setup.split(client)[0]
 
 
 @pytest.mark.parametrize("method", ["fjord", "clip", "saliency"])

@@ -107,7 +107,7 @@ class ProtocolContext(ABC):
 
     @abstractmethod
     def preview(self, function: str, message: Tree) -> Tree | None:
-        """Return a reply of the method's `function` with its shape, without any training; None where none can be formed."""
+        """Return a reply of the method's `function` with its shape, which depends on no data; None where none can be formed."""
 
     @abstractmethod
     def note_times(self, inner: Client, down: int, up: int) -> None:

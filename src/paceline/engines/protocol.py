@@ -40,8 +40,9 @@ class WorkerContext(ProtocolContext):
         return self._worker.invoke(client, function, message)
 
     def preview(self, function: str, message: Tree) -> Tree | None:
-        """Return a reply with the shape that the method's function gives it."""
-        return self._worker.preview(function, message, self.client.id)
+        """Return a reply with the shape that the method's function gives it, whatever the client's data."""
+        held = self.client.memory.get("_held") if self.functions[function].collects else None
+        return self._worker.preview(function, message, self.client.id, held)
 
     def note_times(self, inner: Client, down: int, up: int) -> None:
         """Store how long the method's function took."""

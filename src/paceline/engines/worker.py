@@ -303,9 +303,9 @@ class Worker:
                 me.ask = self.watch(function, me.ask)
         return getattr(self.setup.programs["method"], function)(me, message)
 
-    def preview(self, function: str, message: Tree, client: int | None = None) -> Tree | None:
+    def preview(self, function: str, message: Tree, client: int | None = None, held: Tree = None) -> Tree | None:
         """Return a reply of the method's `function` with the shape that clients will send; see `preview`."""
-        return preview(self, function, message, client)
+        return preview(self, function, message, client, held)
 
     # -- memory --------------------------------------------------------------------------------
     def commit(self) -> dict[int, dict[str, Any]]:

@@ -43,6 +43,9 @@ from paceline.core.wire import wire_size
 
 __all__ = ["SecAggClient"]
 
+_Reply = tuple[dict[str, Any] | None, Tree]
+"""Result of `_split`."""
+
 
 @dataclass
 class _State:
@@ -153,18 +156,25 @@ class SecAggClient:
         inner = me.inner(session.stream, peers)
         inner.nameless = not me.names_clients
         codec = Codec(session.config, len(session.clients), declared.limits, session.round)
+        split = partial(_split, me, machine, declared, model, codec)
+        fixed = None if self.openings is None else self._fixed(me, session.function, model, split)
         noted, everything = client.memory.mark(), None
         try:
             with nested(0, client.device):
                 reply = me.invoke(inner, session.function, model)
             with spent.on("encoding"):
-                everything, own_reply = _split(me, machine, declared, model, reply, codec)
+                everything, own_reply = split(reply)
                 encoded = codec.encode(own_reply, derive(inner.seed, "encode"))
+                if fixed is not None and (everything, encoded.shape) != (fixed[0], codec.shape(fixed[1])):
+                    raise ProtocolError(f"the reply of {session.function!r} has another shape than on samples drawn at random")
         except Exception as error:
             client.memory.reset(noted)  # the changes belong to a reply that no sum contains,
             client.memory.begin(client.operation)  # and so do those of an earlier try
-            everything, own_reply = _split(me, machine, declared, model, self._empty(me, session.function, model, error), codec)
-            encoded = codec.nothing(own_reply)
+            if fixed is None:
+                raise
+            # a refusal would reveal that this client's data make the function fail, and a model can be crafted for that
+            me.session.failed = f"{type(error).__name__}: {error}"
+            everything, encoded = fixed[0], codec.nothing(fixed[1])
         inner.nameless = False
         if inner.flops:
             down = wire_size(content) if declared.nested is None else _down(session.function, content, mail["parts"])
@@ -288,17 +298,20 @@ class SecAggClient:
         state.model = model if whole else None
         return model
 
-    def _empty(self, me: ProtocolContext, function: str, content: Tree, error: Exception) -> Tree:
-        """Return a reply whose shape stands for a function that failed or whose reply cannot be encoded; zeros are sent.
+    @staticmethod
+    def _fixed(me: ProtocolContext, function: str, content: Tree, split: Callable[[Tree], _Reply]) -> _Reply:
+        """Return a reply whose shape this client's reply must have: zeros are sent in it if the function fails.
 
-        A refusal would reveal to the server that this client's data make the function fail, and a model can be crafted for
-        that. If not even the shape of a reply is known, and in a simulation, the error is raised.
+        The shape is sent in plain text, so it must not depend on this client's data. Nor may a refusal, so it is determined before
+        the function runs.
+
+        Raises:
+            ProtocolError: the function has no preview, for the same reason on all clients.
         """
-        reply = None if self.openings is None else me.preview(function, content)
+        reply = me.preview(function, content)
         if reply is None:
-            raise error
-        me.session.failed = f"{type(error).__name__}: {error}"
-        return reply
+            raise ProtocolError(f"the shape of the replies of {function!r} is unknown: it fails on samples drawn at random")
+        return split(reply)
 
     def _digest(self, content: Tree, declared: ClientFunction) -> tuple[bytes, bytes]:
         """Return a message's digest. Clients in one process receive the same object, which is hashed once."""
@@ -342,9 +355,7 @@ def _declared(me: ProtocolContext, function: str) -> ClientFunction:
     return me.functions[function].fitted(lambda: me.client.model.layout)
 
 
-def _split(
-    me: ProtocolContext, machine: SecureClient, declared: ClientFunction, model: Tree, reply: Tree, codec: Codec
-) -> tuple[dict[str, Any] | None, Tree]:
+def _split(me: ProtocolContext, machine: SecureClient, declared: ClientFunction, model: Tree, codec: Codec, reply: Tree) -> _Reply:
     """Return the shape of the replies of all tiers, and this client's reply with the segments that it sends.
 
     The shape is None, and the reply is unchanged, unless the sum is over parts of a model.
