@@ -28,7 +28,7 @@ class ProtocolSession:
         coming: what this round has prepared for the next one, by client function of the method.
         ready: what the last round has prepared for this one.
         later: work that can be done as soon as a reply is sent, and of which a later reply contains the result.
-        sent: what this client sent last to be prepared, by client function, and whether it sent the same before.
+        sent: what this client declared last, by client function, and whether it declared the same before.
         failed: why the client gave nothing to the sum, for its own log.
         begun: operation that was begun last, and the client's memory before it.
     """

@@ -15,6 +15,7 @@ from paceline.aggregation.secure.client_functions import SecAggClient
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.keys import IdentityKey
 from paceline.aggregation.secure.preparation import Preparation, Preparations
+from paceline.aggregation.secure.program import _Sum
 from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.session import new_session
 from paceline.core.engine import Each
@@ -23,6 +24,8 @@ from paceline.core.method import on_client
 from paceline.core.protocol import ProtocolSession
 from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
+from paceline.methods.stragglers.fjord import Fjord
+from paceline.methods.stragglers.selfpruning import NESTING
 from paceline.run import prepare, resume
 from paceline.store import RunFolder
 from tests.conftest import make_task
@@ -135,45 +138,83 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("method", ["clip", pytest.param("fjord", marks=pytest.mark.slow)])
-def test_sums_over_parts_of_a_model_take_three_exchanges_while_no_tier_or_record_changes(federate, method, reasons):
-    """Clients prepare once they have sent the same tier and record in two rounds; the bits are those of sums without masks."""
-    watch, common = Watch(), {**PARTS, "method": method}
+@dataclasses.dataclass(frozen=True)
+class Halves(Fjord):
+    """From round 5 on three clients train half of the units. Counts in memory how often the tier was requested."""
+
+    def tier(self, client, message):
+        client.memory["asked"] = client.memory.get("asked", 0) + 1
+        return client.assigned([0.5, 1.0, 1.0]) if client.round >= 5 else 1.0
+
+    @on_client(nested=NESTING)
+    def train_part(self, client, message):
+        reply = super().train_part(client, message)
+        return Update(delta=reply.delta * (1.0 + 0.1 * client.memory["asked"]), kept=reply.kept, weight=reply.weight)
+
+
+def test_sums_over_parts_of_a_model_take_three_exchanges_while_no_tier_changes(federate, reasons):
+    """Clients prepare once they have declared the same tier in two rounds; the bits are those of sums without masks.
+
+    A tier that has changed is declared anew, and the first try leaves no trace.
+    """
+    watch, common = Watch(), {**PARTS, "method": f"{__name__}:Halves"}
     ahead = federate(aggregation="secure", drop=watch, **common)
-    assert watch.lengths[:3] == [5, 5, 5]
-    assert 6 not in watch.lengths[4:]
-    assert watch.lengths[-2:] == [3, 3]
-    assert "keys of clients" in reasons("train_part")[2]
+    assert watch.lengths == [5, 5, 3, 3, 6, 5, 3, 3]
+    why = reasons("train_part")
+    assert "keys of clients" in why[2]
+    assert "another tier" in why[5]
     assert ahead.model_sha256 == arithmetic(federate, **common)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reports(FedAvg):
-    """Sends a record that changes in round 5, and counts in memory how often it was requested."""
+    """Sends a record that one client alone sends unchanged."""
+
+    names_clients = True
 
     @on_client
     def report(self, client, message):
-        client.memory["asked"] = client.memory.get("asked", 0) + 1
-        return [float(client.round >= 5)]
+        return [0.0 if client.id == 2 else float(client.round)]
 
     @on_client(peer_record="report")
     def train(self, client, message):
-        factor = 1.0 + 0.1 * client.memory["asked"] + sum(value for (value,) in client.peers.values())
+        factor = 1.0 + 0.1 * sum(value for (value,) in client.peers.values())
         return Update(delta=(client.sgd(message).params - message) * factor, weight=client.num_samples)
 
 
-def test_a_record_that_has_changed_is_sent_anew_and_leaves_no_trace_of_the_first_try(federate, reasons):
-    watch, common = Watch(), {**EIGHT, "rounds": 6, "method": f"{__name__}:Reports"}
-    summary = federate(aggregation="secure", drop=watch, **common)
-    assert watch.lengths == [5, 5, 3, 3, 6, 5]
-    assert "another tier or record" in reasons()[5]
-    assert summary.model_sha256 == arithmetic(federate, **common)
+def test_nothing_is_prepared_where_clients_send_records(federate, monkeypatch, reasons):
+    """Whether a client's record has changed would be told by its keys for the next round; the server is given none."""
+    sent, real = [], SecAggClient._advertised
+    monkeypatch.setattr(SecAggClient, "_advertised", lambda self, *args: sent.append(args) or real(self, *args))
+    parts = {**PARTS, "method": "clip"}
+    padded = {**parts, "options": {"straggler_share": 0.34, "warmup": 1}}
+    for common in ({**EIGHT, "method": f"{__name__}:Reports"}, parts, padded):
+        watch = Watch()
+        summary = federate(aggregation="secure", drop=watch, **common)
+        assert watch.lengths == [5] * common["rounds"]
+        assert summary.model_sha256 == arithmetic(federate, **common)
+        assert not sent
+    assert set(reasons().values()) == {"its clients send records to each other, which are not known a round ahead"}
 
 
-def test_padded_sums_with_records_are_prepared_too(federate):
-    watch, common = Watch(), {**PARTS, "method": "clip", "options": {"straggler_share": 0.34, "warmup": 1}}
-    assert federate(aggregation="secure", drop=watch, **common).model_sha256 == arithmetic(federate, **common)
-    assert watch.lengths[-2:] == [3, 3]
+def test_no_client_prepares_where_clients_send_records_even_if_the_server_asks_for_it(federate, monkeypatch):
+    """As a malicious server may: all clients answer as one, those whose record has not changed too."""
+    start, prepared = _Sum.__init__, SecAggClient._advertised
+    given, asked = [], []
+
+    def insist(self, how, *args):
+        start(self, how, *args)
+        self.coming = how.prepared.start(self.server, True)
+
+    def advertised(self, *args):
+        asked.append(args)
+        given.append(answer := prepared(self, *args))
+        return answer
+
+    monkeypatch.setattr(_Sum, "__init__", insist)
+    monkeypatch.setattr(SecAggClient, "_advertised", advertised)
+    federate(aggregation="secure", method=f"{__name__}:Reports", **EIGHT)
+    assert (len(asked), given) == (8 * EIGHT["rounds"], [])
 
 
 LOST = st.sets(st.tuples(st.integers(1, 4), st.integers(0, 7), st.sampled_from(THREE)), max_size=6)
@@ -257,7 +298,7 @@ def test_keys_lost_by_a_client_are_exchanged_anew_and_change_no_bits(federate, m
         summary = federate(aggregation="secure", drop=watch, method=method, **EIGHT)
         assert watch.steps[2] == ["masked", *FIVE]
         assert watch.lengths == [5, 6, 5, 3]
-        assert reasons()[2] == "clients [2] lost the keys that were prepared for it, or would send another tier or record now"
+        assert reasons()[2] == "clients [2] lost the keys that were prepared for it, or would declare another tier now"
         assert [r["attempts"] for r in summary.history] == [1] * 4
         assert not any("lost" in r for r in summary.history)
         assert summary.model_sha256 == arithmetic(federate, method=method, **EIGHT)

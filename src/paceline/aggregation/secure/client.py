@@ -72,7 +72,7 @@ class SecureClient:
         self._step = 0
         self._discarded = False
         self._seal_key, self._mask_key = AgreementKey.generate(), AgreementKey.generate()
-        self._advert = self._secret = self._digest = self._graph = self.record = b""
+        self._advert = self._secret = self._digest = self._graph = b""
         self._keys: dict[int, tuple[bytes, bytes]] = {}
         self._agreed: dict[tuple[int, int], bytes] = {}
         self._near: list[int] = []
@@ -194,7 +194,7 @@ class SecureClient:
         if self.session.parts:
             self.tiers = self._checked_tiers(hashes, adverts, tiers)
             self._graph = bound_tiers(self._graph, self.tiers)
-        self.record, size = record, self.session.tell_bytes
+        size = self.session.tell_bytes
         if len(record) > max(size - 2, 0):
             self._refuse(f"the peer record has {len(record)} bytes; the maximum is {max(size - 2, 0)}")
         while int.from_bytes(secret := secrets.token_bytes(32), "little") >= PRIME:

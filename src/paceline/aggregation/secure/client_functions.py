@@ -119,8 +119,8 @@ class SecAggClient:
         machine = _state(me).machine
         declared = _declared(me, machine.session.function)
         record = _record(me, declared)
-        if _varies(declared):
-            me.session.note(machine.session.function, (machine.tier, record))
+        if declared.nested is not None:
+            me.session.note(machine.session.function, machine.tier)
         return machine.share(hashes, adverts, record, common.get("tiers"))
 
     @on_client(each=True)
@@ -210,16 +210,16 @@ class SecAggClient:
 
     @staticmethod
     def _as_sent(me: ProtocolContext, machine: SecureClient) -> bool:
-        """Return whether this client would send the same tier and the same record as when the session was prepared."""
+        """Return whether this client would declare the same tier as when the session was prepared; tiers are public."""
         declared, memory = _declared(me, machine.session.function), me.client.memory
-        if not _varies(declared):
+        if declared.nested is None:
             return True
         noted = memory.mark()
         try:
-            now = declared_tier(me, declared) if machine.session.parts else 0, _record(me, declared)
+            now = declared_tier(me, declared)
         except Exception:  # raised again where the session is begun anew
             now = None
-        if now != (machine.tier, machine.record):
+        if now != machine.tier:
             memory.reset(noted)
             return False
         me.session.note(machine.session.function, now)
@@ -229,8 +229,10 @@ class SecAggClient:
         """Return the advertised keys of the next session, which this client derives from the current one."""
         me.session.coming.pop(session.function, None)
         declared, me_id = _declared(me, session.function), me.client.id
-        if _varies(declared) and not me.session.sent.get(session.function, (None, False))[1]:
-            raise ProtocolError(f"{session.function!r}: this client's tier or record differs from that of the round before")
+        if declared.peer_record is not None:  # the record of the next round is unknown, and whether it changes must remain so
+            raise ProtocolError(f"{session.function!r}: no session with records for neighbours is prepared")
+        if declared.nested is not None and not me.session.sent.get(session.function, (None, False))[1]:
+            raise ProtocolError(f"{session.function!r}: this client's tier differs from that of the round before")
         after, tier = session.following(id), _state(me).machine.tier if session.parts else 0
         machine = SecureClient(me_id, after, self.directory.identity(me_id), self.directory.publics(after.clients), tier=tier)
         me.session.coming[session.function] = machine
@@ -242,8 +244,7 @@ class SecAggClient:
         machine = me.session.coming.pop(function, None)
         if machine is None:
             raise ProtocolError(f"no session of {function!r} is being prepared")
-        (_, record), _ = me.session.sent.get(function, ((0, b""), False))
-        shares: dict[str, Any] = machine.share(*need(directory, "hashes", "adverts"), record, directory.get("tiers"))
+        shares: dict[str, Any] = machine.share(*need(directory, "hashes", "adverts"), tiers=directory.get("tiers"))
         me.session.coming[function] = machine
         return shares
 
@@ -327,11 +328,6 @@ def _with_next(answer: dict[str, Any], prepare: Callable[[], dict[str, Any] | No
     except (ProtocolError, *MALFORMED):
         return answer
     return answer if coming is None else {**answer, "next": coming}
-
-
-def _varies(declared: ClientFunction) -> bool:
-    """Return whether what a client sends before the vector depends on its state, and not on fresh keys alone."""
-    return declared.nested is not None or declared.peer_record is not None
 
 
 def _record(me: ProtocolContext, declared: ClientFunction) -> bytes:
