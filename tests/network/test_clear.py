@@ -72,6 +72,29 @@ def test_a_client_that_fails_on_each_of_its_samples_cannot_be_told_from_the_othe
         server.loop.call(server.hub.completed, round, dict.fromkeys(range(4), ()), lambda c, now=round: committed(now))
 
 
+@pytest.mark.parametrize("size", [0, 3, 17])
+def test_a_size_of_records_that_only_an_empty_one_fits_into_tells_nothing(liar, params, loopback, monkeypatch, size):
+    """The server chooses the size; clients without samples have an empty record."""
+    server = liar(method="fjord", measured=True, secure=OPTIONS)
+    fail_on(monkeypatch, find_method("fjord"), "train", loopback.task.train.x[0], ERRORS[0])
+    assert Partial(server, params, [0, 1, 2, 3], 1).go() is not None
+    server.loop.call(server.hub.completed, 1, dict.fromkeys(range(4), ()), lambda c: committed(1))
+    two = Partial(server, params, [0, 1, 2, 3], 1, round=2)
+    two.session = two.server.session = dataclasses.replace(two.session, tell_bytes=size)
+    two.advertise()
+    assert [why for why, _ in two.share().values()] == [None] * 4
+
+
+def test_a_record_that_cannot_be_formed_is_empty_for_the_others(liar, params, loopback, monkeypatch):
+    server = liar(method="fjord", measured=True, secure=OPTIONS)
+    fail_on(monkeypatch, find_method("fjord"), "report", loopback.task.train.x[0], ERRORS[0])
+    one = Partial(server, params, [0, 1, 2, 3], 1)
+    one.advertise()
+    reported = one.share()
+    assert [why for why, _ in reported.values()] == [None] * 4
+    assert len({repr([len(told) for told in value["told"].values()]) for _, value in reported.values()}) == 1
+
+
 def committed(round):
     """Return what clients are told of a round that is over."""
     return {"round": round, "saved": 0, "kept": True, "took": 0.0, "lost": []}

@@ -31,6 +31,7 @@ from paceline.aggregation.secure.task_hash import Agreement, OwnWork, Work, mess
 from paceline.core.declarations import helpers
 from paceline.core.engine import ClientFunction
 from paceline.core.errors import ProtocolError
+from paceline.core.failures import Declined
 from paceline.core.generators import nested
 from paceline.core.method import on_client
 from paceline.core.nested import PartialModel, Segmenter, same_order, split_reply
@@ -118,7 +119,7 @@ class SecAggClient:
         (hashes,) = need(common, "hashes")
         machine = _state(me).machine
         declared = _declared(me, machine.session.function)
-        record = _record(me, declared)
+        record = self._record(me, declared, machine.session.tell_bytes)
         if declared.nested is not None:
             me.session.note(machine.session.function, machine.tier)
         return machine.share(hashes, adverts, record, common.get("tiers"))
@@ -274,6 +275,29 @@ class SecAggClient:
         me.session.state = None
         return _with_next(answer, me.session.result)
 
+    def _record(self, me: ProtocolContext, declared: ClientFunction, size: int) -> bytes:
+        """Return this client's record for its neighbours; empty if the function declares none.
+
+        If a real client cannot form it, or it exceeds the padded size, which the server chooses, it sends an empty one: a refusal would
+        reveal which clients have a record. Sitting out (`Declined`) remains a drop-out.
+        """
+        if declared.peer_record is None:
+            return b""
+        noted = me.client.memory.mark()
+        try:
+            with nested(0, me.client.device):
+                record = packed_record(me.invoke(me.client, declared.peer_record, None))
+            if len(record) > max(size - 2, 0):
+                raise ProtocolError(f"the peer record has {len(record)} bytes; the maximum is {max(size - 2, 0)}")
+        except Declined:
+            raise
+        except Exception:
+            if self.openings is None:
+                raise
+            me.client.memory.reset(noted)
+            return b""
+        return record
+
     def _received(self, me: ProtocolContext, state: _State, declared: ClientFunction, content: Any, mail: Any) -> Tree:
         """Return the message of the method's function: `content`, or the part of the model that this client received.
 
@@ -328,14 +352,6 @@ def _with_next(answer: dict[str, Any], prepare: Callable[[], dict[str, Any] | No
     except (ProtocolError, *MALFORMED):
         return answer
     return answer if coming is None else {**answer, "next": coming}
-
-
-def _record(me: ProtocolContext, declared: ClientFunction) -> bytes:
-    """Return this client's record for its neighbours; empty if the function declares none."""
-    if declared.peer_record is None:
-        return b""
-    with nested(0, me.client.device):
-        return packed_record(me.invoke(me.client, declared.peer_record, None))
 
 
 def _declared(me: ProtocolContext, function: str) -> ClientFunction:
