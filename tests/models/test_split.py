@@ -72,7 +72,8 @@ def test_architectures_are_built_once_and_seeded():
         assert torch.equal(first.initial(text).vector, again.initial(text).vector)
     assert not torch.equal(first.initial("").vector, Architectures(task, 4).initial("").vector)
     assert first.initial("mlp:hidden=7-5")["3.weight"].shape == (5, 7)
-    assert first.body("mlp:hidden=7-5").layout.size == first.resident("mlp:hidden=7-5").layout.size - 6 * 4
+    whole = first.resident()
+    assert first.body().layout.size == whole.layout.size - sum(p.numel() for p in head(whole.module).parameters())
     assert first.resident("mlp:hidden=7-5").flops == 2 * (12 * 7 + 7 * 5 + 5 * 4) + 7 + 5  # products and two ReLUs
     with pytest.raises(UnknownNameError):
         first.resident("transformr")

@@ -11,6 +11,7 @@ from torch import nn
 
 from paceline.blocks.etf import simplex, sparse_frame
 from paceline.core.errors import PlanError
+from paceline.core.samples import ClientData
 from paceline.data.assign import long_tail
 from paceline.data.partition import Partition
 from paceline.methods.optimisation.fedavg import FedAvg
@@ -171,7 +172,7 @@ class Owner:
 
     def __init__(self, model, memory):
         self.model, self.memory, self.problem = model, memory, make_task()
-        self.train = type("Rows", (), {"y": torch.tensor([0, 2, 0]), "index": torch.arange(3)})
+        self.train = ClientData(torch.zeros(3, 12), torch.tensor([0, 2, 0]), torch.arange(3))
 
 
 @pytest.mark.parametrize("trained", [True, False])

@@ -42,8 +42,7 @@ class Scaffold(LocalTraining[ScaffoldState]):
 
     def init(self, fed: Federation) -> ScaffoldState:
         """Start with zero controls."""
-        params = fed.init_params()
-        return ScaffoldState(params=params, control=params.zeros())
+        return ScaffoldState(params=fed.init_params(), control=fed.init_params().zeros())
 
     def round(self, fed: Federation, state: ScaffoldState) -> ScaffoldState:
         """Average the updates over the cohort and the control changes over the population."""
