@@ -311,8 +311,7 @@ class Client:
         Returns:
             `Params` [d]; running statistics have gradient 0.
         """
-        self.load(params)
-        self.model.module.train()
+        self.load(params).train()
         out, norms = params.zeros(), norms_in(self.model.module)
         with nested(self._draw(), self.device):
             for x, y in self.train.batches(batch_size or 256):
