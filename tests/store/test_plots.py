@@ -115,8 +115,9 @@ def test_no_two_parts_of_a_bar_look_alike() -> None:
     assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in bars}) == len(bars) == 10
 
 
-def test_no_two_bars_have_one_label() -> None:
+def test_no_two_bars_of_different_length_have_one_label() -> None:
     assert _numbers([0.1021, 0.1239, 0.1021], "s") == ["0.102 s", "0.124 s", "0.102 s"]
-    assert _numbers([0.10212, 0.10213], "s") == ["0.10212 s", "0.10213 s"]
+    assert _numbers([0.1021, 0.1023, 0.5], "s") == ["0.1021 s", "0.1023 s", "0.5 s"]
+    assert _numbers([5.52691, 5.52684], "s") == ["5.53 s", "5.53 s"]
     assert _numbers([12345.6, 2.0], "MB") == ["12300 MB", "2 MB"]
     assert _numbers([1.0, 1.0], "MB") == ["1 MB", "1 MB"]

@@ -298,10 +298,8 @@ def _bars(
 
 
 def _numbers(values: Sequence[float], unit: str) -> list[str]:
-    """Return texts with 3 significant digits, or as many more as different values need to have different texts."""
-    digits = 3
-    while digits < 9 and len({f"{v:.{digits}g}" for v in values}) < len({f"{v:.9g}" for v in values}):
-        digits += 1
+    """Return texts with 3 significant digits, or 4 if values that look alike with 3 are told apart by them."""
+    digits = 3 if len({f"{v:.3g}" for v in values}) == len({f"{v:.4g}" for v in values}) else 4
     return [f"{float(f'{v:.{digits}g}'):.{max(digits, 6)}g} {unit}" for v in values]
 
 
