@@ -25,7 +25,7 @@ from paceline.core.params import Params, Resident
 from paceline.core.random import derive
 from paceline.core.services import Host
 from paceline.models import build
-from paceline.models.split import head, head_name, with_second_head
+from paceline.models.split import body_layout, head, head_name, with_second_head
 from paceline.submodels.flops import flops
 
 if TYPE_CHECKING:
@@ -108,11 +108,8 @@ class Architectures:
 
     def body(self) -> Resident:
         """Return a module whose vector is the run's without the head, which remains unchanged."""
-        return self._get("", "body", layout=self._body)[0]
-
-    def _body(self, module: nn.Module) -> Layout:
-        name = f"{head_name(module)}."
-        return Layout.of(module, self.task.trainable, self.task.buffers).part(lambda entry: not entry.name.startswith(name))
+        layout = partial(body_layout, trainable=self.task.trainable, buffers=self.task.buffers)
+        return self._get("", "body", layout=layout)[0]
 
     def two_headed(self, layout: Layout) -> tuple[Resident, Params]:
         """Return the task's model whose head also has an ``own_weight`` and an ``own_bias``, and its initial parameters.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from paceline.core.columns import Samples, call
 from paceline.core.errors import ConfigError
-from paceline.core.layout import Layout
+from paceline.core.layout import Buffers, Layout
 from paceline.core.params import Params
 
 __all__ = ["body_layout", "features", "head", "head_name", "join", "penultimate", "scored", "take", "with_second_head"]
@@ -76,10 +76,10 @@ def penultimate(module: nn.Module, x: Samples) -> Tensor:
     return (seen[0] if seen else cast(Tensor, out)).float()
 
 
-def body_layout(module: nn.Module) -> Layout:
-    """Return the layout of everything except the head, including running statistics."""
-    name = head_name(module) + "."
-    return Layout.of(module, lambda key: not key.startswith(name))
+def body_layout(module: nn.Module, trainable: Sequence[str] | None = None, buffers: Buffers = "average") -> Layout:
+    """Return the layout of everything except the head; the other arguments are those of `Layout.of`."""
+    name = f"{head_name(module)}."
+    return Layout.of(module, trainable, buffers).part(lambda entry: not entry.name.startswith(name))
 
 
 def with_second_head(module: nn.Module) -> nn.Module:
