@@ -20,7 +20,7 @@ from paceline.core.memory import Memory
 from paceline.core.optimizers import PLAIN_SGD, SGD, AdamW, Optimizer
 from paceline.core.params import Params, Resident
 from paceline.core.random import derive
-from paceline.core.samples import ClientData, Problem, labelled
+from paceline.core.samples import ClientData, Problem
 from paceline.core.services import Services
 from paceline.core.training import Job, Trained, answer, norms_in
 from paceline.core.tree import Tree
@@ -93,14 +93,11 @@ class Client:
         operation: int = 0,
         work_time: Callable[[], WorkTime] | None = None,
     ) -> None:
-        self._id, self.round, self.model, self.problem = id, round, model, problem
-        self.memory = memory
+        self._id, self.round, self.model, self.problem, self.memory = id, round, model, problem, memory
         self._data, self._seed = data, seed
         self.peers = peers or {}
         self.services = Services() if services is None else services
-        self.strict = strict
-        self.ask = ask
-        self.redraws = redraws
+        self.strict, self.ask, self.redraws = strict, ask, redraws
         self.central, self.records_times, self.operation = central, records_times, operation
         self.flops = 0.0
         self.nameless = False
@@ -160,6 +157,11 @@ class Client:
     def num_samples(self) -> int:
         """Number of training samples."""
         return len(self.train)
+
+    @property
+    def local_buffers(self) -> dict[str, Tensor]:
+        """Running statistics of this client's own, at first the initial model's; empty unless they stay local."""
+        return dict(self.memory.get("_buffers", self.model.initial_buffers)) if self.model.stateful else {}
 
     @property
     def device(self) -> torch.device:
@@ -275,7 +277,7 @@ class Client:
         if limit is not None:
             self._limit(job, limit)
         if model.stateful:
-            job.buffers = dict(self.memory.get("_buffers", model.initial_buffers)) if own else model.local_buffers()
+            job.buffers = self.local_buffers if own else model.local_buffers()
         trained: Trained = self._asked(job)
         self.flops += 3.0 * model.flops * trained.samples  # backward costs about twice the forward pass
         if own:
@@ -295,10 +297,9 @@ class Client:
             job.steps = job.within(limit, seconds, self.flops)
 
     def load(self, params: Params) -> nn.Module:
-        """Load `params`, and running statistics of this client's own if they stay local, into the module; return it."""
+        """Load `params` and `local_buffers` into the module; return it."""
         self.model.load(params)
-        if self.model.stateful:
-            self.model.load_buffers(self.memory.get("_buffers", self.model.initial_buffers))
+        self.model.load_buffers(self.local_buffers)
         return self.model.module
 
     def gradient(self, params: Params, *, batch_size: int | None = None) -> Params:
@@ -369,9 +370,7 @@ class Client:
             raise ConfigError("this client has no central test samples; pass them as Client(central=...)")
         if everything or not self.problem.num_classes or not isinstance(whole.y, Tensor) or whole.y.dim() > 1:
             return whole  # without classes; sequences have no class of their own
-        y = whole.y[whole.index]
-        known = labelled(self.problem, y)
-        return ClientData(whole.x, whole.y, whole.index[known & (self.train.class_counts(self.problem) > 0)[y.where(known, 0)]])
+        return whole.of_classes(self.train.class_counts(self.problem) > 0, self.problem)
 
     def evaluate(
         self,
@@ -393,7 +392,7 @@ class Client:
         if data is None:
             data = self.test if len(self.test) else self.train
         if model is self.model:
-            self.load(params)
+            model.load_buffers(self.local_buffers)
         self.flops += model.flops * len(data)
         request = Evaluation(model, params, self.problem, data, model.stateful, outputs, self._draw)
         sums: dict[str, Any] = self._asked(request)

@@ -113,6 +113,12 @@ class ClientData:
         y = (self.y[self.index] if isinstance(self.y, Tensor) else self.at(self.index)[1]).reshape(-1)
         return torch.bincount(y[labelled(problem, y)], minlength=problem.num_classes)
 
+    def of_classes(self, present: Tensor, problem: Problem) -> ClientData:
+        """Return the samples whose class is one of those `present`, bool [classes]; without those whose label does not count."""
+        y = self.y[self.index]
+        known = labelled(problem, y)
+        return ClientData(self.x, self.y, self.index[known & present[y.where(known, 0)]])
+
     def at(self, rows: Tensor) -> tuple[Samples, Samples]:
         """Return the samples at `rows` of the task's columns."""
         x, y = self.x, self.y

@@ -106,8 +106,7 @@ def fit_submodel(
     prepare = None if rescale == 1.0 else Rescaled(sub.cutter.graph, rescale)
     trained = client.sgd(start, model=resident, alone=sub.cutter.has_frozen, hooks=hooks, prepare=prepare, **local)
     if client.model.stateful:
-        full = client.memory.get("_buffers", client.model.initial_buffers)
-        client.memory["_buffers"] = sub.merge_tensors(full, resident.local_buffers())
+        client.memory["_buffers"] = sub.merge_tensors(client.local_buffers, resident.local_buffers())
     return trained
 
 
@@ -115,7 +114,7 @@ def own_resident(client: Client, sub: SubModel) -> Resident:
     """Return a sub-model's module with the client's own running statistics, if they stay local."""
     resident = sub.resident()
     if client.model.stateful:
-        resident.load_buffers(sub.cut_tensors(client.memory.get("_buffers", client.model.initial_buffers)))
+        resident.load_buffers(sub.cut_tensors(client.local_buffers))
     return resident
 
 

@@ -132,8 +132,7 @@ class FedLoGe(LocalTraining[FedLoGeState]):
         model, initial = architectures(client).two_headed(params.layout)
         own = client.memory.get("head", {name: initial[name].to(client.device) for name in initial if name not in params})
         start = join(join(initial.to(client.device), params), own)
-        if client.model.stateful:
-            model.load_buffers(client.memory.get("_buffers", client.model.initial_buffers))
+        model.load_buffers(client.local_buffers)
         local = client.sgd(start, model=model, hooks=Hooks(objective=self.objective(frame)), **self.local(client))
         if client.model.stateful:
             client.memory["_buffers"] = model.local_buffers()
