@@ -364,20 +364,24 @@ READS_STATISTICS = {
 }
 
 
-def vectors(tree):
-    """Yield all that a state holds, without running statistics."""
-    if isinstance(tree, Params):
-        yield tree.vector[: tree.layout.num_params]
+def leaves(tree):
+    """Yield all parameters, tensors and numbers that a state holds."""
+    if isinstance(tree, Params | torch.Tensor | float | int):
+        yield tree
     elif isinstance(tree, Mapping):
         for value in tree.values():
-            yield from vectors(value)
+            yield from leaves(value)
     elif isinstance(tree, list | tuple):
         for value in tree:
-            yield from vectors(value)
+            yield from leaves(value)
     elif is_dataclass(tree):
-        yield from vectors([getattr(tree, field.name) for field in fields(tree)])
-    elif isinstance(tree, torch.Tensor | float | int):
-        yield torch.as_tensor(tree)
+        yield from leaves([getattr(tree, field.name) for field in fields(tree)])
+
+
+def vectors(tree):
+    """Yield all that a state holds, without running statistics."""
+    for leaf in leaves(tree):
+        yield leaf.vector[: leaf.layout.num_params] if isinstance(leaf, Params) else torch.as_tensor(leaf)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in READS_STATISTICS])

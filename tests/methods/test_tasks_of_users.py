@@ -1,7 +1,6 @@
 """Every method on what a user's task may have: samples without a label, statistics that stay local, and frozen parts."""
 
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from tests.conftest import make_task
 from .forms import fitted
 from .quadratics import by_size
 from .small import LATE
-from .test_edges import SIZES, norm_mlp, small, vectors
+from .test_edges import SIZES, leaves, norm_mlp, small, vectors
 from .test_every_method import NAMES
 from .test_open_tasks import PICTURES
 
@@ -74,20 +73,6 @@ def test_no_client_uses_statistics_that_another_one_left_behind(name, monkeypatc
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
-def every_params(tree):
-    """Yield all parameters in what a server or a client holds."""
-    if isinstance(tree, Params):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from every_params(value)
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            yield from every_params(value)
-    elif is_dataclass(tree):
-        yield from every_params([getattr(tree, field.name) for field in fields(tree)])
-
-
 # -- frozen parts ----------------------------------------------------------------------------------
 TRAIN_NO_WEIGHTS = {"frl", "frlchecked"}
 ADAPTERS = {"fedins", "fedit", "fedpeft", "localtuning"}
@@ -115,7 +100,7 @@ def test_what_the_task_freezes_no_client_trains(name, frozen):
     run = prepare(made, task=task)
     run.go()
     for tree in (run.state, *(dict(run.store[c]) for c in range(8) if c in run.store)):
-        for params in every_params(tree):
+        for params in (leaf for leaf in leaves(tree) if isinstance(leaf, Params)):
             for entry in params.layout.entries:
                 if entry.name.startswith(f"{frozen}.") and entry.name in first and entry.shape == first[entry.name].shape:
                     assert torch.equal(params[entry.name], first[entry.name]), entry.name
