@@ -1,6 +1,8 @@
 """Secure sums of which a server plays only some steps, and clients whose work fails."""
 
 from paceline.aggregation.secure.encoding import signed
+from paceline.aggregation.secure.messages import as_bytes
+from paceline.aggregation.secure.preparation import Preparation
 from paceline.aggregation.secure.program import secure_config
 from paceline.engines.worker import Worker
 from tests.network.liar import Sum
@@ -43,6 +45,32 @@ class Partial(Sum):
         except Exception as error:
             self.why = [str(error)]
             return None
+
+    def go_on(self, before=None):
+        """Go through a sum that opens, and prepare the next one; return what the clients sent masked, and its preparation.
+
+        Args:
+            before: preparation of this sum; without one keys and shares are exchanged first.
+        """
+        if before is None:
+            self.advertise()
+            self.share()
+        else:
+            self.server = before.bound(self.session.task, 1)
+        coming = Preparation(self.server)
+        more = {} if before is None else {"prepared": {"function": "train", "task": self.session.task}}
+        mail = self.server.inbox_for() if before is None else before.mail
+        mail = {c: {**own, **more, "next": coming.id} for c, own in mail.items()}
+        take = lambda c, m: self.server.add_masked(c, {**m, "segments": as_bytes(m["segments"])})  # noqa: E731
+        masked = self.step("masked", self.params, list(mail), take, each=mail)
+        for client, (_, value) in masked.items():
+            coming.add_advert(client, value["next"])
+        alive = self.server.alive()
+        near = {c: {"next": coming.directory_for(c)} for c in alive}
+        self.step("consistency", {"alive": alive}, alive, self.server.add_signature, each=near)
+        for client, (_, value) in self.unmask().items():
+            coming.add_shares(client, value["next"])
+        return masked, coming
 
 
 def fail_on(monkeypatch, method, function, sample, error):

@@ -53,19 +53,18 @@ def test_a_client_whose_data_make_it_fail_cannot_be_told_from_the_others(liar, p
 
 @pytest.mark.parametrize("method", ["fedavg", "fjord", "clip"])
 def test_a_client_that_fails_on_each_of_its_samples_cannot_be_told_from_the_others(liar, params, loopback, monkeypatch, method):
-    """Nor in the next round, in which its record for the others is the one of a client that has not trained."""
+    """Nor in the next rounds, for which it prepares keys, with the record of a client that has not trained."""
     server = liar(method=method, measured=True, secure=OPTIONS)
     fail_on(monkeypatch, find_method(method), "train", loopback.task.train.x[0], ERRORS[0])
     [failing] = [c for c, node in loopback.nodes.items() if 0 in node.runner.worker.setup.split(c)[0]]
-    for round in (1, 2):
-        one = Partial(server, params, [0, 1, 2, 3], 1, round=round)
-        one.advertise()
-        one.share()
-        reported = one.masked(coming=bytes(range(32)))
+    coming = None
+    for round in (1, 2, 3):
+        one = Partial(server, params, [0, 1, 2, 3], 0 if coming else 1, round=round)
+        reported, coming = one.go_on(coming)
         assert [why for why, _ in reported.values()] == [None] * 4
         look_alike(server, reported)
-        one.consistency()
-        one.unmask()
+        assert coming.complete()
+        assert len({(len(own["told"][c]), len(own["sealed"][c])) for own in coming.mail.values() for c in own["told"]}) == 1
         sums = {s.name: signed(w, s) for s, w in one.server.open()}
         assert (sums["counts"][0] > 0, sums["exact"][-1] % 2**20) == (True, 1)
         assert [len(server.logged(c)) for c in range(4)] == [round * (c == failing) for c in range(4)]
@@ -92,7 +91,10 @@ def test_a_record_that_cannot_be_formed_is_empty_for_the_others(liar, params, lo
     one.advertise()
     reported = one.share()
     assert [why for why, _ in reported.values()] == [None] * 4
-    assert len({repr([len(told) for told in value["told"].values()]) for _, value in reported.values()}) == 1
+    assert len({len(told) for _, value in reported.values() for told in value["told"].values()}) == 1
+    _, coming = Partial(server, params, [0, 1, 2, 3], 2).go_on()
+    assert coming.complete()
+    assert len({len(told) for own in coming.mail.values() for told in own["told"].values()}) == 1
 
 
 def committed(round):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from paceline.aggregation.nested import NestedClient, partial_sums, together
 from paceline.aggregation.tiers import TierRules
 from paceline.core.engine import Aggregation, Each, Summed, SumRequest
 from paceline.core.errors import QuorumError
+from paceline.core.failures import DECLINED
 from paceline.core.federation import Federation
 from paceline.core.nested import joined
 from paceline.core.tree import Tree
@@ -47,7 +48,7 @@ class Plain(Aggregation):
         Raises:
             QuorumError: no client returned a reply that can be summed.
         """
-        peers = collect_records(fed, request)
+        peers, cohort = collect_records(fed, request)
         if request.declared.nested is not None:
             channel = FixedPoint(len(request.cohort), self.bound, request.declared.limits)
             model, tiers = partial_sums(fed, request, channel, peers, TierRules(), complete=False)
@@ -55,7 +56,7 @@ class Plain(Aggregation):
         _, partials = fed.call(
             request.function,
             request.message,
-            request.cohort,
+            cohort,
             FixedPoint(len(request.cohort), self.bound, request.declared.limits),
             deadline=request.deadline,
             peers=peers,
@@ -85,18 +86,25 @@ def mean_of(replies: Mapping[int, Tree], bound: float = SUM_BOUND) -> Any:
     return rebuild(total.structure, *total.values())
 
 
-def collect_records(fed: Federation, request: SumRequest) -> dict[int, dict[int, Tree]]:
+def collect_records(fed: Federation, request: SumRequest) -> tuple[dict[int, dict[int, Tree]], Sequence[int]]:
     """Collect the records that clients publish to their peers, relayed through the server in plain text.
 
     Returns:
         for each client that published a valid record: the records of the other clients, by id. Empty if the function
-        declares no record.
+        declares no record. And the cohort without the clients that sit out.
+
+    Raises:
+        QuorumError: all clients sit out.
     """
     if request.declared.peer_record is None:
-        return {}
+        return {}, request.cohort
     receipts, _ = fed.call(request.declared.peer_record, None, request.cohort, Each())
     records: dict[int, Any] = {r.client: r.value for r in receipts if r.dropped is None and is_record(r.value)}
-    return {client: {p: v for p, v in records.items() if p != client} for client in records}
+    resting = {r.client for r in receipts if r.dropped == DECLINED}
+    if resting.issuperset(request.cohort):
+        raise QuorumError(f"round {fed.round}: all clients sit out")
+    cohort = [client for client in request.cohort if client not in resting]
+    return {client: {p: v for p, v in records.items() if p != client} for client in records}, cohort
 
 
 def is_record(value: Tree) -> bool:

@@ -50,7 +50,8 @@ class ClientFunction:
     Args:
         each: the server needs every client's own reply; else it may see only sums.
         peer_record: name of the function whose small record each client publishes to the others of the cohort before
-            this one runs; under secure aggregation the server relays only ciphertexts, and clients refuse sums of that function.
+            this one runs; under secure aggregation the server relays only ciphertexts, and clients refuse sums of that function. It
+            may run once more, at the end of the round before; what it stores then is lost.
         bounds: largest absolute value of a coordinate, by field. Secure aggregation clips floats to it, in place of
             its default clip, and sums those with an infinite bound exactly, in 64 bits; every aggregation refuses whole numbers
             above it. The fields of a dict or a `node` are

@@ -102,6 +102,10 @@ class ProtocolContext(ABC):
         """
 
     @abstractmethod
+    def ahead(self) -> Client:
+        """Return the same client as of the next round, with a copy of its memory as it is now."""
+
+    @abstractmethod
     def invoke(self, client: Client, function: str, message: Tree) -> Any:
         """Return what the method's `function` returns for this client, or for an `inner` of it."""
 

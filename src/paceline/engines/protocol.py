@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from paceline.core.client import Client
 from paceline.core.engine import Call
+from paceline.core.memory import Memory
 from paceline.core.protocol import ProtocolContext, ProtocolSession
 from paceline.core.tree import Tree
 from paceline.devices import Cost, times
@@ -34,6 +36,12 @@ class WorkerContext(ProtocolContext):
     def inner(self, stream: str, peers: Mapping[int, Tree]) -> Client:
         """Return the same client as the method's function sees it."""
         return self._worker.client(self._call, self.client.id, stream, peers)
+
+    def ahead(self) -> Client:
+        """Return the same client as of the next round, with a copy of its memory as it is now."""
+        client = self._worker.client(replace(self._call, round=self._call.round + 1), self.client.id)
+        client.memory = Memory(client.memory)
+        return client
 
     def invoke(self, client: Client, function: str, message: Tree) -> Any:
         """Return what the method's function returns."""

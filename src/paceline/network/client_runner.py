@@ -191,8 +191,11 @@ class Runner:
         )
 
     def idle(self) -> None:
-        """Do the work that a protocol has left for the time after a reply."""
+        """Do the work that a protocol has left for the time after a reply; it knows how long the last training took."""
         if self.worker is not None and (session := self.worker.sessions.get(self.number)) is not None:
+            memory = self.worker.memories.get(self.number)
+            if self.hidden and self.worker.setup.measured and memory is not None and "_times" in memory.changes:
+                memory["_times"] = [self._trained, self._moved]
             session.idle()
 
     @property

@@ -48,13 +48,11 @@ class SecureArithmetic(Aggregation):
             QuorumError: too few clients are available or replied.
         """
         enough(fed, request)
-        peers = collect_records(fed, request)
+        peers, cohort = collect_records(fed, request)
         codec = Codec(self.config, len(request.cohort), request.declared.limits)
         if request.declared.nested is not None:
             return self._nested(fed, request, codec, peers)
-        _, partials = fed.call(
-            request.function, request.message, request.cohort, Modular(codec), deadline=request.deadline, peers=peers
-        )
+        _, partials = fed.call(request.function, request.message, cohort, Modular(codec), deadline=request.deadline, peers=peers)
         total = partials[0]
         for other in partials[1:]:
             total.merge(other)

@@ -28,6 +28,7 @@ from paceline.aggregation.secure.messages import (
 )
 from paceline.aggregation.secure.session import Session
 from paceline.aggregation.secure.task_hash import Agreement, OwnWork, Work, message_digest
+from paceline.core.client import Client
 from paceline.core.declarations import helpers
 from paceline.core.engine import ClientFunction
 from paceline.core.errors import ProtocolError
@@ -119,7 +120,7 @@ class SecAggClient:
         (hashes,) = need(common, "hashes")
         machine = _state(me).machine
         declared = _declared(me, machine.session.function)
-        record = self._record(me, declared, machine.session.tell_bytes)
+        record = self._record(me, me.client, declared, machine.session.tell_bytes)
         if declared.nested is not None:
             me.session.note(machine.session.function, machine.tier)
         return machine.share(hashes, adverts, record, common.get("tiers"))
@@ -205,6 +206,7 @@ class SecAggClient:
         client.memory["_secagg"] = mark
         if not self._as_sent(me, machine):
             return False
+        self._record(me, client, _declared(me, function), session.tell_bytes)  # the others have it: only what it writes is wanted
         machine.bind(task)
         me.session.state = _State(machine)
         return True
@@ -230,8 +232,6 @@ class SecAggClient:
         """Return the advertised keys of the next session, which this client derives from the current one."""
         me.session.coming.pop(session.function, None)
         declared, me_id = _declared(me, session.function), me.client.id
-        if declared.peer_record is not None:  # the record of the next round is unknown, and whether it changes must remain so
-            raise ProtocolError(f"{session.function!r}: no session with records for neighbours is prepared")
         if declared.nested is not None and not me.session.sent.get(session.function, (None, False))[1]:
             raise ProtocolError(f"{session.function!r}: this client's tier differs from that of the round before")
         after, tier = session.following(id), _state(me).machine.tier if session.parts else 0
@@ -239,13 +239,19 @@ class SecAggClient:
         me.session.coming[session.function] = machine
         return machine.advertise()
 
-    @staticmethod
-    def _shared(me: ProtocolContext, function: str, directory: Any) -> dict[str, Any]:
-        """Return sealed shares of the next session."""
+    def _shared(self, me: ProtocolContext, function: str, directory: Any) -> dict[str, Any]:
+        """Return sealed shares of the next session, with this client's record, which is final once its vector is sent.
+
+        All clients that have no reason to sit out return them, whatever their records: none may tell whether it has one.
+        """
         machine = me.session.coming.pop(function, None)
         if machine is None:
             raise ProtocolError(f"no session of {function!r} is being prepared")
-        shares: dict[str, Any] = machine.share(*need(directory, "hashes", "adverts"), tiers=directory.get("tiers"))
+        try:
+            record = self._record(me, me.ahead(), _declared(me, function), machine.session.tell_bytes)
+        except Exception as error:  # raised again where the session is begun anew
+            raise ProtocolError(f"{function!r}: this client has no record for the next round: {type(error).__name__}") from error
+        shares: dict[str, Any] = machine.share(*need(directory, "hashes", "adverts"), record, directory.get("tiers"))
         me.session.coming[function] = machine
         return shares
 
@@ -275,18 +281,18 @@ class SecAggClient:
         me.session.state = None
         return _with_next(answer, me.session.result)
 
-    def _record(self, me: ProtocolContext, declared: ClientFunction, size: int) -> bytes:
-        """Return this client's record for its neighbours; empty if the function declares none.
+    def _record(self, me: ProtocolContext, client: Client, declared: ClientFunction, size: int) -> bytes:
+        """Return a client's record for its neighbours, as of now or of the next round; empty if the function declares none.
 
         If a real client cannot form it, or it exceeds the padded size, which the server chooses, it sends an empty one: a refusal would
         reveal which clients have a record. Sitting out (`Declined`) remains a drop-out.
         """
         if declared.peer_record is None:
             return b""
-        noted = me.client.memory.mark()
+        noted = client.memory.mark()
         try:
-            with nested(0, me.client.device):
-                record = packed_record(me.invoke(me.client, declared.peer_record, None))
+            with nested(0, client.device):
+                record = packed_record(me.invoke(client, declared.peer_record, None))
             if len(record) > max(size - 2, 0):
                 raise ProtocolError(f"the peer record has {len(record)} bytes; the maximum is {max(size - 2, 0)}")
         except Declined:
@@ -294,7 +300,7 @@ class SecAggClient:
         except Exception:
             if self.openings is None:
                 raise
-            me.client.memory.reset(noted)
+            client.memory.reset(noted)
             return b""
         return record
 

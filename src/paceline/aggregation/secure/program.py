@@ -144,8 +144,6 @@ class SecureAggregation(Aggregation):
             return None
         again = len(groups) != 1 or groups[0][1]
         why = "this work was opened before in this round, and is summed over the same clients again" if again else ""
-        if request.declared.peer_record is not None:
-            why = "its clients send records to each other, which are not known a round ahead"
         return self.prepared.take(request.function, keys, place, why)
 
     def reply_size(self, model: Params, cohort: int) -> int:
@@ -209,8 +207,7 @@ class _Sum:
             self.server = SecureServer(session, keys, len(keys) if whole else fed.quorum)
         else:
             self.server = ready.bound(task, fed.quorum)
-        alone = whole or request.declared.peer_record is not None
-        self.coming = None if alone else how.prepared.start(self.server, len(keys) == fed.num_clients)
+        self.coming = None if whole else how.prepared.start(self.server, len(keys) == fed.num_clients)
         self.unprepared: set[int] = set()
         self.codec = Codec(how.config, len(keys), request.declared.limits, fed.round)
         self.shapes: dict[int, Any] = {}
