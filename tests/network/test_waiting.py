@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from paceline.core.errors import CohortError, QuorumError
+from paceline.methods.stragglers.clip import Clip
 from paceline.network import protocol as p
 from paceline.network.connection import Dial
 from tests.network.conftest import OPEN
@@ -83,6 +84,18 @@ def test_in_a_secure_sum_a_client_measures_its_own_link(loopback, federate):
     assert summary.bytes_down == pytest.approx(federate(**run).bytes_down, rel=0.3)
     times = {n: node.runner.worker.memories[n]["_times"] for n, node in loopback.nodes.items()}
     assert times[2][1] > times[0][1] + 0.2
+
+
+def test_records_sealed_a_round_ahead_contain_measured_times(loopback, monkeypatch):
+    """A client knows how long its vector took once it is sent, which is before its record for the next round."""
+    seen, real = {}, Clip.fraction
+    monkeypatch.setattr(Clip, "fraction", lambda self, me: seen.update({(me._id, me.round): me.peers}) or real(self, me))
+    run = {"method": "clip", "aggregation": "secure", "clients": 4, "cohort": 4, "rounds": 2, "measured": True}
+    started(loopback, run, {}, ("bandwidth:client=2,rate=3000,phase=secagg.masked,round=1",))
+    phases = [e["phase"].partition("/")[0] for e in loopback.server_lines.of("phase") if e["round"] == 2]
+    assert phases == ["secagg.masked", "secagg.consistency", "secagg.unmask"]
+    (_, slow), (_, fast) = seen[0, 2][2], seen[0, 2][1]
+    assert slow > fast + 0.2
 
 
 def test_deadlines_of_measured_runs_are_real(loopback):
