@@ -31,6 +31,17 @@ def test_the_last_sites_are_corrupted_and_copies_of_test_pictures():
     assert len(load_task("anomaly", **SMALL, test_kinds="all").test.owners) == 17
 
 
+def test_test_pictures_of_several_severities():
+    """The area under the curve over all of them is the mean over kinds and severities, as all have the same clean pictures."""
+    options = {**SMALL, "test_kinds": "fog/contrast"}
+    several, one, two = (load_task("anomaly", **options, test_severity=severity).test for severity in ("1/2", 1, "2"))
+    assert several.owners == ["clean", "fog 1", "contrast 1", "fog 2", "contrast 2"]
+    assert torch.bincount(several.owner).tolist() == [40] * 5
+    assert one.owners == ["clean", "fog", "contrast"]
+    assert torch.equal(several.x, torch.cat([one.x, two.x[40:]]))
+    assert torch.equal(several.y, torch.cat([one.y, two.y[40:]]))
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 30), (1, 7, 9)])
 def test_the_score_is_the_error_of_the_reconstruction(shape):
     module, x = Autoencoder(shape, (4, 8), 5).eval().requires_grad_(False), torch.rand(6, *shape)
@@ -57,7 +68,8 @@ def test_a_run_learns_to_tell_noise_from_digits_and_trusts_clean_sites():
 
 @pytest.mark.parametrize(
     "options",
-    [{"of": "heart-disease"}, {"corrupted": 1.0}, {"kinds": "fog/fog"}, {"kinds": "clean/fog"}, {"sites": 0}, {"widths": "0-4"}],
+    [{"of": "heart-disease"}, {"corrupted": 1.0}, {"kinds": "fog/fog"}, {"kinds": "clean/fog"}, {"sites": 0}, {"widths": "0-4"}]
+    + [{"test_severity": severity} for severity in (0, 6, "1/1", "1/", "x")],
 )
 def test_refusals(options):
     with pytest.raises(ConfigError):

@@ -6,6 +6,7 @@ Clients are sites with clean pictures, except for a share of them whose training
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -52,7 +53,7 @@ def load_anomaly(
     kinds: str = "gaussian-noise/impulse-noise/shot-noise",
     severity: int = 5,
     test_kinds: str = "",
-    test_severity: int = 1,
+    test_severity: int | str = 1,
     tests: int = 500,
     widths: str = "16-32-64",
     latent: int = 16,
@@ -66,7 +67,8 @@ def load_anomaly(
         sites: number of sites, with equally many pictures.
         corrupted: share of sites with corrupted pictures: the last ones, with `kinds` in turn.
         kinds, severity: corruptions of training pictures, ``all`` or names of `paceline.data.corruptions.CORRUPTIONS`.
-        test_kinds, test_severity: corruptions of test pictures; by default the same kinds.
+        test_kinds, test_severity: corruptions of test pictures; by default the same kinds. Of several severities, such as
+            ``1/2/3``, each is applied.
         tests: most clean test pictures; of each of them there is a copy with each corruption.
         widths, latent: of the `Autoencoder`.
         limit: most training pictures, of all sites together.
@@ -90,13 +92,14 @@ def load_anomaly(
         x[rows] = corrupt(x[rows], kind, severity, numpy_rng(0, "anomaly", site))
         names[site] += f" {kind}"
     clean = raw.test.x[np.sort(numpy_rng(0, "anomaly", "tests").permutation(len(raw.test))[:tests])]
-    parts = [clean, *(corrupt(clean, kind, test_severity, numpy_rng(0, "anomaly", kind)) for kind in found)]
+    made = [(kind, level) for level in _levels(str(test_severity)) for kind in found]
+    parts = [clean, *(corrupt(clean, kind, level, numpy_rng(0, "anomaly", kind)) for kind, level in made)]
     which = torch.arange(len(parts)).repeat_interleave(len(clean))
     shown = _pictures(x)
     return DomainTask(
         name=f"anomalies in {of}",
         train=Arrays(shown, torch.zeros(len(x), dtype=torch.int64), torch.from_numpy(owner), names),
-        test=Arrays(_pictures(np.concatenate(parts)), (which > 0).long(), which, ["clean", *found]),
+        test=Arrays(_pictures(np.concatenate(parts)), (which > 0).long(), which, ["clean", *_called(made)]),
         model=partial(Autoencoder, tuple(shown.shape[1:]), tuple(map(int, widths.split("-"))), latent),
         loss=mean_score,
         lr=0.1,
@@ -105,6 +108,20 @@ def load_anomaly(
         metrics=(AUROC(_BINS), Youden(_BINS)),
         info={"model": "autoencoder"},
     )
+
+
+def _levels(text: str) -> list[int]:
+    """Return the severities that an option names."""
+    found = text.split("/")
+    if not all(level in ("1", "2", "3", "4", "5") for level in found) or len(set(found)) < len(found):
+        raise ConfigError(f"test_severity={text} must be one or several different numbers from 1 to 5, such as 1/2/3")
+    return [int(level) for level in found]
+
+
+def _called(made: Sequence[tuple[str, int]]) -> list[str]:
+    """Return the names of corruptions, with their severities if these are several."""
+    several = len({level for _, level in made}) > 1
+    return [f"{kind} {level}" if several else kind for kind, level in made]
 
 
 def _pictures(x: Array) -> Tensor:
