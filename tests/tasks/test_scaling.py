@@ -8,6 +8,7 @@ from paceline.core.errors import ConfigError, PlanError
 from paceline.run import RunConfig, prepare, resume, run
 from paceline.store import RunFolder
 from paceline.tasks import load_task, schema_of
+from paceline.tasks.schemas import make_schema
 
 
 def table(folder, shift=0.0, name="t.csv"):
@@ -74,3 +75,11 @@ def test_without_scaling_values_stay_as_they_are(tmp_path):
     assert task.train.x[:, 0].mean() > 4000
     with pytest.raises(ConfigError, match="must be schema, federated or none"):
         load_task(table(tmp_path), standardize="fed")
+
+
+@pytest.mark.parametrize("how", ["federated", "none"])
+def test_the_name_of_files_may_state_how_inputs_are_scaled(tmp_path, how):
+    stated, given = f"{table(tmp_path)}?standardize={how}&target=kind", load_task(table(tmp_path), standardize=how, target="kind")
+    assert schema_of(load_task(stated)) == schema_of(given) == make_schema(stated)[0]
+    assert torch.equal(load_task(stated).train.x, given.train.x)
+    assert schema_of(load_task(stated, standardize="schema")).standardize == "schema"

@@ -36,7 +36,7 @@ from paceline.data.table import read_csv, read_json_lines, read_parquet, read_ts
 from paceline.data.textfiles import read_text_files
 from paceline.data.textfolder import read_text_folder
 
-__all__ = ["FileKind", "file_hint", "file_kinds", "file_options", "is_file_task", "read_files", "without_tests"]
+__all__ = ["FileKind", "file_hint", "file_kinds", "file_options", "is_file_task", "read_files", "stated", "without_tests"]
 
 
 @dataclass(frozen=True)
@@ -218,6 +218,20 @@ def without_tests(name: str) -> dict[str, float]:
         ({'test': 0.0}, {})
     """
     return {} if "test" in dict(parse_qsl(name.partition("?")[2], keep_blank_values=True)) else {"test": 0.0}
+
+
+def stated(name: str, option: str) -> tuple[str, str | None]:
+    """Return a name without an option that is not its reader's, and the value that it states, None without one.
+
+    Example:
+        >>> stated("csv:own.csv?na=-&standardize=none", "standardize"), stated("csv:own.csv?na=-", "standardize")
+        (('csv:own.csv?na=-', 'none'), ('csv:own.csv?na=-', None))
+    """
+    place, _, query = name.partition("?")
+    parts = query.split("&") if query else []
+    rest = [part for part in parts if part.partition("=")[0] != option]
+    value = dict(parse_qsl(query, keep_blank_values=True)).get(option)
+    return (name, None) if value is None else ("?".join([place, *(["&".join(rest)] if rest else [])]), value)
 
 
 def _typed(option: str, value: Any, default: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from paceline.core.task import Task
 from paceline.data.conform import described
-from paceline.data.files import file_kinds, file_options, read_files
+from paceline.data.files import file_kinds, file_options, read_files, stated
 from paceline.data.sources import find_source
 from paceline.models import model_options
 from paceline.tasks.from_data import Content, Defaults, apart, make_task
@@ -78,11 +78,12 @@ class FileRecipe(DataRecipe):
     def load(self, name: str, model: str | None, seed: int, options: Mapping[str, Any]) -> Task:
         """Read the files; options are the model's only where one is given."""
         limit, for_model, for_data = apart(options, model)
-        standardize = for_data.pop("standardize", None)
-        kind, raw = read_files(name, **for_data)
+        files, own = stated(name, "standardize")
+        standardize = for_data.pop("standardize", own)
+        kind, raw = read_files(files, **for_data)
         if standardize is not None:
             schema = standardized(scaled(described(raw, self.defaults.content), raw.train), standardize)
-            raw = read_files(name, **for_data, schema=schema)[1] if standardize == "none" else replace(raw, schema=schema)
+            raw = read_files(files, **for_data, schema=schema)[1] if standardize == "none" else replace(raw, schema=schema)
         defaults, suited = self.defaults, self.model
         if raw.schema is not None and raw.schema.content != defaults.content:  # of arrays, which may be pictures
             defaults = replace(defaults, content=raw.schema.content)

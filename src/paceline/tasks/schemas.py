@@ -8,7 +8,7 @@ from paceline.core.errors import ConfigError
 from paceline.core.task import Task
 from paceline.data.columns import Reading
 from paceline.data.conform import described
-from paceline.data.files import read_files
+from paceline.data.files import read_files, stated
 from paceline.data.schema import Schema
 from paceline.data.table import of_table
 from paceline.data.typed import of_frame
@@ -50,7 +50,9 @@ def make_schema(source: Any, *, standardize: str | None = None, **options: Any) 
         ('number', ('no', 'yes'), 'target sick: 2 classes: no, yes')
     """
     if isinstance(source, str):
-        kind, raw = read_files(source, **options)
+        files, own = stated(source, "standardize")
+        kind, raw = read_files(files, **options)
+        standardize = standardize or own
         schema = scaled(described(raw, kind.content), raw.train)
     else:
         reading = {name: options.pop(name) for name in ("na", "dates", "numbers", "categories") if name in options}
