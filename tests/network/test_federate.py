@@ -122,6 +122,21 @@ def test_killed_client_drops_out_and_is_back_in_the_next_round(tmp_path):
 
 
 @pytest.mark.slow
+def test_rounds_that_are_repeated_from_a_checkpoint_are_summed_over_the_same_clients(tmp_path):
+    """A client drops out in round 2 and is back when the server, killed in round 3, repeats both: it may not join that sum."""
+    config = settings("fedavg", clients=5, checkpoint_every=5, rounds=4, secure={"pipelined": False, "gamma": 0.0, "threshold": 3})
+    faults, waiting = ["kill:client=1,phase=secagg.masked,round=2"], {"reconnect": 0.1}
+    expected = LoopbackFederation(config, tmp_path / "through", faults=faults, waiting=waiting).run()
+    assert [r["dropped"] for r in expected.history] == [0, 1, 0, 0]
+    faults = [*faults, "kill:client=server,phase=secagg.unmask,round=3,when=reply"]
+    federation = LoopbackFederation(config, tmp_path / "run", faults=faults, waiting=waiting)
+    summary = federation.run()
+    assert starts(federation)["server"] == 2
+    assert [r["attempts"] for r in summary.history] == [1] * 4
+    assert summary.model_sha256 == expected.model_sha256
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation", ["plain", "secure"])
 @pytest.mark.parametrize("method", ["fedavg", "scaffold", "clip"])
 def test_ten_clients_end_with_the_bits_of_a_local_run(tmp_path, method, aggregation):

@@ -70,11 +70,28 @@ def test_a_restart_does_not(tmp_path):
     again.begin(4)
     assert again.groups(COMMON, (0, 1, 2), three) == []
     again.mark_unusable(COMMON, ALL, "too large")
-    assert json.loads((tmp_path / "opened.json").read_text())["sums"][COMMON.hex()][0]["spoilt"] is True
+    assert json.loads((tmp_path / "opened.json").read_text())["rounds"]["4"][COMMON.hex()][0]["spoilt"] is True
+
+
+def test_a_restart_may_repeat_several_rounds(tmp_path):
+    """Those since the last checkpoint; what came before is forgotten."""
+    opened = OpenedSums(tmp_path / "opened.json")
+    for round in range(1, 6):
+        opened.begin(round)
+        opened.record(COMMON, [c for c in ALL if c != round])
+        if round == 2:
+            opened.settled(2)
+    again = OpenedSums(tmp_path / "opened.json")
+    for round in (3, 4, 5):
+        again.begin(round)
+        assert again.groups(COMMON, ALL, three) == [(tuple(c for c in ALL if c != round), True)]
+    again.begin(1)
+    assert again.groups(COMMON, ALL, three) == [(ALL, False)]
+    assert set(json.loads((tmp_path / "opened.json").read_text())["rounds"]) == {"3", "4", "5"}
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"round": "x", "sums": {}}', '{"round": 1, "sums": [1]}', '{"round": 1, "sums": {"a": [1]}}']
+    "text", ["", "[]", '{"sums": {}}', '{"rounds": []}', '{"rounds": {"x": {}}}', '{"rounds": {"1": {"a": [1]}}}']
 )
 def test_a_damaged_file_is_named(tmp_path, text):
     (tmp_path / "opened.json").write_text(text)

@@ -1,7 +1,8 @@
-"""Server-side record of the sums opened in a round, used to request only what clients will accept.
+"""Server-side record of the sums opened in each round, used to request only what clients will accept.
 
 A client opens a piece of work for one set of survivors (`Openings`). A server that repeats a round, because another
-sum of it failed or after a restart, therefore requests exactly that set again, or clients that were not part of it.
+sum of it failed or after a restart, therefore requests exactly that set again, or clients that were not part of it. A restart can
+repeat several rounds, if checkpoints lie apart.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from paceline.store.files import atomic_write
 
 __all__ = ["OpenedSums"]
 
+_Sums = dict[str, list[dict[str, Any]]]
+"""Rows of a round by the common key of the work: the clients of each opened sum, and whether it cannot be used."""
+
 
 class OpenedSums:
-    """Opened sums of the current round, by the common key of the work.
+    """Opened sums by round and by the common key of the work: of all rounds that may be repeated.
 
     Args:
-        path: file that preserves the record across restarts; None for a record in memory.
+        path: file that preserves the record across restarts, until `settled`; None for a record of the current round, in memory.
 
     Raises:
         StoreError: the file is damaged.
@@ -36,25 +40,31 @@ class OpenedSums:
         """Tiers that the next sum over parts of a model may use, after too few clients of others were left; empty for all."""
         self._lost: set[tuple[bytes, tuple[int, ...]]] = set()
         self._missed: set[int] = set()
-        self._sums: dict[str, list[dict[str, Any]]] = {}
+        self._rounds: dict[int, _Sums] = {}
         if self.path is not None and self.path.exists():
             try:
-                saved = json.loads(self.path.read_bytes())
-                self.round = int(saved["round"])
-                self._sums = {str(key): [{"clients": [int(c) for c in row["clients"]], "spoilt": bool(row["spoilt"])} for row in rows]
-                              for key, rows in saved["sums"].items()}  # fmt: skip
+                self._rounds = {int(round): _sums_of(sums) for round, sums in json.loads(self.path.read_bytes())["rounds"].items()}
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise StoreError(
                     f"{self.path} is damaged ({error}); restore a backup, or start a new run in another folder"
                 ) from None
 
     def begin(self, round: int) -> None:
-        """Start a round: discard the sums of earlier rounds."""
+        """Start a round, or repeat one."""
         if round != self.round:
-            self.round, self.cause, self._sums = round, "", {}
-            self.tiers = ()
+            self.round, self.cause, self.tiers = round, "", ()
             self._lost.clear()
             self._missed.clear()
+            if self.path is None:
+                self._rounds.clear()
+
+    def settled(self, round: int) -> None:
+        """Forget the sums of the rounds up to `round`, which the server has saved and never repeats."""
+        self._rounds = {number: sums for number, sums in self._rounds.items() if number > round}
+
+    @property
+    def _sums(self) -> _Sums:
+        return self._rounds.setdefault(self.round, {})
 
     def clients(self) -> set[int]:
         """Return the clients in any opened sum of this round."""
@@ -117,4 +127,12 @@ class OpenedSums:
 
     def _save(self) -> None:
         if self.path is not None:
-            atomic_write(self.path, json.dumps({"round": self.round, "sums": self._sums}).encode())
+            atomic_write(self.path, json.dumps({"rounds": self._rounds}).encode())
+
+
+def _sums_of(saved: dict[str, Any]) -> _Sums:
+    """Return the sums of a round from a file; any error says that it is damaged."""
+    return {
+        str(key): [{"clients": [int(c) for c in row["clients"]], "spoilt": bool(row["spoilt"])} for row in rows]
+        for key, rows in saved.items()
+    }

@@ -56,6 +56,7 @@ from paceline.store.start import open_start
 from paceline.tasks import schema_of
 
 if TYPE_CHECKING:
+    from paceline.aggregation.secure.server_openings import OpenedSums
     from paceline.tasks import Task
 
 __all__ = ["FederationServer", "Present", "invited"]
@@ -146,6 +147,7 @@ class FederationServer:
         self._stop = False
         self._schema: Schema | None = None
         self._held: RunFolder | None = None
+        self._opened: OpenedSums | None = None
 
     # -- life ----------------------------------------------------------------------------------
     def go(self) -> Result:
@@ -233,8 +235,8 @@ class FederationServer:
         parts: dict[str, Any] = {"task": task, "engine": self._engine, "start": self._start}
         if self.run.aggregation == "secure":
             agreed = Agreement.of(self.run, find_method(self.run.method), self._schema)
-            opened = OpenedSums(folder.path / "opened.json")
-            parts["aggregation"] = SecureAggregation(secure_config(self.run.secure), self.directory, agreed, opened)
+            self._opened = OpenedSums(folder.path / "opened.json")
+            parts["aggregation"] = SecureAggregation(secure_config(self.run.secure), self.directory, agreed, self._opened)
         self.notes.begin(self._facts["id"], self._plan().to_tree(), str(folder.path), self._facts["starts"])
         if known:
             run = reopen(folder, observer=self._observe, **parts)
@@ -360,6 +362,8 @@ class FederationServer:
         number = int(record["round"])
         if number % self._every == 0 or number == total_rounds:
             engine.saved(number)
+            if self._opened is not None:
+                self._opened.settled(number)
         self.notes.round(record)
         if self.observer is not None:
             self.observer(record, total_rounds)
