@@ -11,7 +11,7 @@ from typing import Any
 from paceline.store.files import atomic_write
 from straggler_study.curves import Curves, at, equal_time, planned, seconds_to
 from straggler_study.tables import Found, goal, spread
-from straggler_study.workloads import FRACTIONS, RULES, WHOLE, WORKLOADS
+from straggler_study.workloads import RULES, WHOLE, WORKLOADS
 
 __all__ = ["PAGE", "named", "tables", "with_tables", "write"]
 
@@ -19,6 +19,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "methods" / "stragglers.md
 BEGIN = "<!-- tables of all rules: written by benchmarks/stragglers.py --page -->"
 END = "<!-- end of these tables -->"
 SEEDS = (0, 1, 2, 3, 4)
+SHOWN = (0.5, 0.65, 0.75)
 TIMED = ("random", "random-stale", "clip-mixed-max")
 
 
@@ -30,14 +31,16 @@ def named(rule: str) -> str:
 
 def tables(book: Curves) -> str:
     """Return the tables, in Markdown."""
-    found = {(load, p): _finished(book, load, p) for p in FRACTIONS for load in WORKLOADS}
+    found = {(load, p): _finished(book, load, p) for p in SHOWN for load in WORKLOADS}
     parts = []
-    for p in FRACTIONS:
+    for p in SHOWN:
         columns = {load: _column(book, load, p, found[load, p]) for load in WORKLOADS if set(found[load, p]) - set(WHOLE)}
+        if not columns:
+            continue
         rules = [rule for rule in RULES if any(rule in column for column in columns.values())]
         rows = [[named(rule), *(column.get(rule, "–") for column in columns.values())] for rule in rules]
         parts += [f"**Slow clients keep p = {p:g} of their units.**", _markdown(["rule", *columns], rows)]
-    timed = [row for p in FRACTIONS for load in WORKLOADS if (row := _times(load, p, found[load, p])) is not None]
+    timed = [row for p in SHOWN for load in WORKLOADS if (row := _times(load, p, found[load, p])) is not None]
     head = ["workload, p", "target", *(named(rule) for rule in ("none", *TIMED))]
     return "\n\n".join([*parts, "**Seconds to the target**, a point below what waiting for all ends with.", _markdown(head, timed)])
 
@@ -64,7 +67,7 @@ def _finished(book: Curves, load: str, p: float) -> dict[str, Found]:
     """Return the rules of which all seeds have ended; runs that diverged are missing from their records."""
     kept: dict[str, Found] = {}
     for rule in RULES:
-        found = Found.of(book, load, rule, FRACTIONS[0] if rule in WHOLE else p, list(RULES), SEEDS)
+        found = Found.of(book, load, rule, SHOWN[0] if rule in WHOLE else p, list(RULES), SEEDS)
         if found.records and found.ended == len(SEEDS):
             kept[rule] = found
     return kept
