@@ -196,6 +196,7 @@ def test_sums_with_records_take_three_exchanges_with_the_records_of_this_round(f
         summary = federate(aggregation="secure", drop=watch, **common)
         assert watch.lengths == [5] + [3] * (common["rounds"] - 1)
         assert summary.model_sha256 == arithmetic(federate, **common)
+    assert federate(aggregation="secure", workers=2, **adaptive).model_sha256 == summary.model_sha256
     watch = Watch()
     assert federate(aggregation="secure", drop=watch, **parts).model_sha256 == arithmetic(federate, **parts)
     assert watch.lengths[-2:] == [3, 3]
