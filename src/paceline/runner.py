@@ -235,7 +235,8 @@ class Run:
             plain = {"clock": clock.now, "bytes": [totals.bytes_up, totals.bytes_down], "record": dict(record)}
             self._unevaluated = plain if number % self.config.eval_every else None
             try:
-                record |= self._evaluate(params, state)
+                with self.fed.judging():
+                    record |= self._evaluate(params, state)
             except (QuorumError, UnusableSumError) as error:  # keep the round's model although its evaluation failed
                 record["unevaluated"] = 1
                 self._warn(f"round {number} was not evaluated: {error}", RoundWarning)

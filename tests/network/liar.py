@@ -10,6 +10,7 @@ from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.session import new_session
 from paceline.aggregation.secure.task_hash import Agreement, Work
 from paceline.core.engine import Call, Each
+from paceline.core.failures import DECLINED
 from paceline.core.layout import Layout
 from paceline.core.method import client_functions
 from paceline.core.serialization import NETWORK
@@ -111,7 +112,7 @@ class Liar:
             why = arrival.why if reply is None else reply.head["dropped"]
             if reply is not None:
                 self.heads[arrival.client] = dict(reply.head)
-                assert why in (None, HIDDEN), f"client {arrival.client} sent the reason {why!r}"
+                assert why in (None, HIDDEN, DECLINED), f"client {arrival.client} sent the reason {why!r}"
             if reply is not None and why is not None:
                 [why] = self.logged(arrival.client)[before[arrival.client] :]
             reported[arrival.client] = (why, value)

@@ -7,6 +7,7 @@ import pytest
 
 from paceline.aggregation.secure.encoding import signed
 from paceline.core.errors import DataFormatError, EmptyClientError, NonFiniteError, QuorumError
+from paceline.core.failures import DECLINED, Declined
 from paceline.core.layout import Layout
 from paceline.core.update import Update
 from paceline.deploy.client.client import build_worker
@@ -95,6 +96,30 @@ def test_a_record_that_cannot_be_formed_is_empty_for_the_others(liar, params, lo
     _, coming = Partial(server, params, [0, 1, 2, 3], 2).go_on()
     assert coming.complete()
     assert len({len(told) for own in coming.mail.values() for told in own["told"].values()}) == 1
+
+
+def test_a_client_that_will_sit_out_prepares_like_the_others(liar, params, loopback, monkeypatch):
+    """Whether it will may depend on the training, of which nothing tells before the round is over; then it is a drop-out."""
+    server = liar(method="fjord", measured=True, secure=OPTIONS)
+    method, sample = find_method("fjord"), loopback.task.train.x[0]
+    real = method.report
+
+    def report(program, client, message):
+        if client.round == 2 and has(client, sample):
+            raise Declined
+        return real(program, client, message)
+
+    report.__client__ = real.__client__
+    monkeypatch.setattr(method, "report", report)
+    [resting] = [c for c, node in loopback.nodes.items() if 0 in node.runner.worker.setup.split(c)[0]]
+    _, coming = Partial(server, params, [0, 1, 2, 3], 1).go_on()
+    assert coming.complete()
+    assert len({(len(own["told"][c]), len(own["sealed"][c])) for own in coming.mail.values() for c in own["told"]}) == 1
+    server.loop.call(server.hub.completed, 1, dict.fromkeys(range(4), ()), lambda c: committed(1))
+    two = Partial(server, params, [0, 1, 2, 3], 0, round=2)
+    mail = {c: {**own, "prepared": {"function": "train", "task": two.session.task}} for c, own in coming.mail.items()}
+    reported = server.ask("masked", params, each=mail, round=2)
+    assert {c: why for c, (why, _) in reported.items() if why} == {resting: DECLINED}
 
 
 def committed(round):

@@ -1,8 +1,10 @@
 """How long the server waits, and what it does with those that are late; and times that are measured."""
 
 import asyncio
+import json
 import math
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -91,11 +93,14 @@ def test_records_sealed_a_round_ahead_contain_measured_times(loopback, monkeypat
     seen, real = {}, Clip.fraction
     monkeypatch.setattr(Clip, "fraction", lambda self, me: seen.update({(me._id, me.round): me.peers}) or real(self, me))
     run = {"method": "clip", "aggregation": "secure", "clients": 4, "cohort": 4, "rounds": 2, "measured": True}
-    started(loopback, run, {}, ("bandwidth:client=2,rate=3000,phase=secagg.masked,round=1",))
+    faults = ("bandwidth:client=2,rate=3000,phase=secagg.masked,round=1", "slow:client=3,factor=30,phase=secagg.masked,round=1")
+    summary, _ = started(loopback, run, {}, faults)
     phases = [e["phase"].partition("/")[0] for e in loopback.server_lines.of("phase") if e["round"] == 2]
     assert phases == ["secagg.masked", "secagg.consistency", "secagg.unmask"]
-    (_, slow), (_, fast) = seen[0, 2][2], seen[0, 2][1]
-    assert slow > fast + 0.2
+    fast, link, work = (seen[0, 2][client] for client in (1, 2, 3))
+    assert link[1] > fast[1] + 0.2
+    assert work[0] > 3 * fast[0] > 0
+    assert set(json.loads((Path(summary.run) / "opened.json").read_text())["rounds"]) == {"2"}  # earlier ones are saved
 
 
 def test_deadlines_of_measured_runs_are_real(loopback):

@@ -16,6 +16,7 @@ from paceline.core.client import Client
 from paceline.core.declarations import ClientFunction, Nesting
 from paceline.core.engine import Channel, Each, Sink, Summed, SumRequest
 from paceline.core.errors import PlanError, ProtocolError, QuorumError
+from paceline.core.failures import Declined
 from paceline.core.federation import Federation
 from paceline.core.generators import nested
 from paceline.core.method import on_client
@@ -63,9 +64,13 @@ def own_part(model: SegmentedModel, tiers: Tiers, client: int) -> dict[str, Tree
 
 def declared_tier(me: ProtocolContext, declared: ClientFunction) -> int:
     """Return the tier that a client declares in this round."""
-    nesting = _nesting(declared)
-    with nested(0, me.client.device):
-        wanted = nesting.tier(float(me.invoke(me.client, nesting.fraction, None)))
+    nesting, noted = _nesting(declared), me.client.memory.mark()
+    try:
+        with nested(0, me.client.device):
+            wanted = nesting.tier(float(me.invoke(me.client, nesting.fraction, None)))
+    except Declined:
+        me.client.memory.reset(noted)
+        raise
     return settled(me.client.memory, wanted, me.client.round, nesting)
 
 
@@ -179,6 +184,7 @@ def partial_sums(
     request: SumRequest,
     channel: Channel,
     peers: Mapping[int, Mapping[int, Tree]],
+    cohort: Sequence[int],
     rules: TierRules,
     complete: bool,
 ) -> tuple[SegmentedModel, list[Any]]:
@@ -189,6 +195,7 @@ def partial_sums(
         request: the requested sum.
         channel: channel of one tier.
         peers: records published by other clients, by receiving client.
+        cohort: clients that do not sit out; the others have a tier.
         rules: rules for the tiers.
         complete: every client is a neighbour of every other one.
 
@@ -199,14 +206,15 @@ def partial_sums(
     model, count = segmented(fed, request), len(nesting.fractions)
     answers, _ = fed.call("declare", request.function, request.cohort, Each(), program="nested")
     wanted = {r.client: r.value for r in answers if r.dropped is None and type(r.value) is int and 0 <= r.value < count}
-    if not wanted:
+    there = sorted(wanted.keys() & set(cohort))
+    if not there:
         raise fed.too_few(f"round {fed.round}: no client declared a tier for {request.function!r}")
     near = {c: wanted.keys() - {c} for c in wanted} if complete else None
     tiers = Tiers.of(wanted, range(count), count, rules, near)
     _, partials = fed.call(
         "run",
         message_of(request.function, model.head),
-        sorted(wanted),
+        there,
         ByTier(channel),
         program="nested",
         deadline=request.deadline,

@@ -51,7 +51,7 @@ class Plain(Aggregation):
         peers, cohort = collect_records(fed, request)
         if request.declared.nested is not None:
             channel = FixedPoint(len(request.cohort), self.bound, request.declared.limits)
-            model, tiers = partial_sums(fed, request, channel, peers, TierRules(), complete=False)
+            model, tiers = partial_sums(fed, request, channel, peers, cohort, TierRules(), complete=False)
             return together([joined(_summed(tier, host=True), model.places, model.layout) for tier in tiers])
         _, partials = fed.call(
             request.function,

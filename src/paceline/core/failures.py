@@ -35,8 +35,8 @@ class Declined(Exception):
     """Raised by a client function to sit out the operation: the client sends nothing and is no part of the sum.
 
     It is an ordinary drop-out, so the server sees who sits out. A function with a `peer_record` decides in the latter, which
-    under secure aggregation runs before any mask is agreed: for a round whose keys are prepared, at the end of the round before, with
-    `Client.round` and memory as they will be. What the function has stored is reset.
+    under secure aggregation runs before the vector is masked, and for a round whose keys are prepared also at the end of the round
+    before, with `Client.round` and memory as they will be. What the function has stored is reset.
     """
 
 

@@ -99,6 +99,10 @@ class Memory(MutableMapping[str, Any]):
         """Restore the state as of `mark`, after a function that failed."""
         self.changes, self._before = mark
 
+    def copy(self) -> Memory:
+        """Return the store as it is now, with the same tensors."""
+        return Memory({key: map_leaves(_itself, value) for key, value in self.items()})
+
     def commit(self) -> dict[str, Any]:
         """Make the changes permanent and return the whole store."""
         self.stored.update({key: map_leaves(_itself, value) for key, value in self.changes.items()})

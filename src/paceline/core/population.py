@@ -42,7 +42,8 @@ class Population:
         self.scaled: Params | None = None
         """The initial model with the scaling of its inputs, where that is measured on the clients."""
         self._open, self._asked = CallInfo(), 0
-        self._calls = self._verbs = 0
+        self._calls = self._verbs = self.works = 0
+        """Operations on clients: calls and verbs of this round, and all of this process that may change what clients store."""
         self._streams: dict[str, int] = {}
         self._collecting = False
 
@@ -134,7 +135,7 @@ class Population:
 
         At the end, withdraw what the others staged in it (`Memory.stage`).
         """
-        self._open, self._asked, self._verbs = CallInfo(), len(over), self._verbs + 1
+        self._open, self._asked, self._verbs, self.works = CallInfo(), len(over), self._verbs + 1, self.works + 1
         counted: set[int] = set()
         try:
             yield counted
@@ -143,6 +144,13 @@ class Population:
             raise
         if lost := [client for client in over if client not in counted]:
             self.engine.withdraw(self._verbs, lost)
+
+    @contextlib.contextmanager
+    def judging(self) -> Iterator[None]:
+        """Within this context, operations are evaluations, which change nothing that clients store."""
+        before = self.works
+        yield
+        self.works = before
 
     def too_few(self, what: str) -> QuorumError:
         """Return the error of a sum or call with too few replies: `what`, and the reasons of dropped clients."""

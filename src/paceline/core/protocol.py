@@ -59,6 +59,11 @@ class ProtocolSession:
             raise done
         return done
 
+    def forget(self, function: str) -> None:
+        """Forget what an earlier try in this round prepared of a function, and what it left for later."""
+        self.coming.pop(function, None)
+        self.later = self._done = None
+
     def begin(self, operation: int, memory: Memory) -> None:
         """Begin a try at an operation, with the memory as of before an earlier one: the reply of that try is in no sum."""
         if self.begun is not None and self.begun[0] == operation:
@@ -102,8 +107,8 @@ class ProtocolContext(ABC):
         """
 
     @abstractmethod
-    def ahead(self) -> Client:
-        """Return the same client as of the next round, with a copy of its memory as it is now."""
+    def ahead(self, stream: str) -> Client:
+        """Return the same client as of the next round, with a copy of its memory as it is now, and random streams of this name."""
 
     @abstractmethod
     def invoke(self, client: Client, function: str, message: Tree) -> Any:

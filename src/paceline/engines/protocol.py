@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from paceline.core.client import Client
 from paceline.core.engine import Call
-from paceline.core.memory import Memory
 from paceline.core.protocol import ProtocolContext, ProtocolSession
 from paceline.core.tree import Tree
 from paceline.devices import Cost, times
@@ -37,10 +36,10 @@ class WorkerContext(ProtocolContext):
         """Return the same client as the method's function sees it."""
         return self._worker.client(self._call, self.client.id, stream, peers)
 
-    def ahead(self) -> Client:
-        """Return the same client as of the next round, with a copy of its memory as it is now."""
-        client = self._worker.client(replace(self._call, round=self._call.round + 1), self.client.id)
-        client.memory = Memory(client.memory)
+    def ahead(self, stream: str) -> Client:
+        """Return the same client as of the next round, with a copy of its memory as it is now, and random streams of this name."""
+        client = self._worker.client(replace(self._call, round=self._call.round + 1), self.client.id, stream, {})
+        client.memory = client.memory.copy()
         return client
 
     def invoke(self, client: Client, function: str, message: Tree) -> Any:

@@ -276,7 +276,7 @@ class Worker:
             partial(derive, self._client_seed, "client", client, call.round, stream or call.stream),
             self.model,
             self.setup.task,
-            partial(self.samples, client),
+            partial(self.samples, client, round=call.round),
             memory,
             call.peers.get(client) if peers is None else peers,
             services=self.services,
@@ -289,9 +289,9 @@ class Worker:
             work_time=partial(work_time, self.setup.fleet, client, call.round, self.setup.measured),
         )
 
-    def samples(self, client: int, part: int = 0) -> ClientData:
-        """Return a client's training (0) or test (1) samples, as far as it has them in this round."""
-        rows = self.setup.task.present(self.setup.split(client)[part], self.round)
+    def samples(self, client: int, part: int = 0, round: int | None = None) -> ClientData:
+        """Return a client's training (0) or test (1) samples, as far as it has them in a round, in this one by default."""
+        rows = self.setup.task.present(self.setup.split(client)[part], self.round if round is None else round)
         return ClientData(self.x, self.y, rows, self.model.device)
 
     def invoke(self, me: Client | Uniform, function: str, message: Any) -> Any:

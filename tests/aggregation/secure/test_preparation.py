@@ -4,7 +4,6 @@ import dataclasses
 import logging
 from collections import defaultdict
 from dataclasses import replace
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.session import new_session
 from paceline.core.engine import Each
 from paceline.core.errors import ProtocolError, QuorumError
-from paceline.core.failures import Declined
 from paceline.core.method import on_client
 from paceline.core.protocol import ProtocolSession
 from paceline.core.update import Update
@@ -165,98 +163,6 @@ def test_sums_over_parts_of_a_model_take_three_exchanges_while_no_tier_changes(f
     assert "keys of clients" in why[2]
     assert "another tier" in why[5]
     assert ahead.model_sha256 == arithmetic(federate, **common)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reports(FedAvg):
-    """Sends a record that changes with the round and with what the last training stored, and writes while it is formed."""
-
-    names_clients = True
-
-    @on_client
-    def report(self, client, message):
-        client.memory["asked"] = client.memory.get("asked", 0) + 1
-        return [float(client.round), client.memory.get("trained", 0.0), float(client.memory["asked"])]
-
-    @on_client(peer_record="report")
-    def train(self, client, message):
-        assert [record[:2] for record in client.peers.values()] == [[client.round, client.round - 1]] * 7
-        client.memory["trained"] = float(client.round)
-        factor = client.memory["asked"] + sum(asked for _, _, asked in client.peers.values())
-        return Update(delta=(client.sgd(message).params - message) * (0.1 * factor), weight=client.num_samples)
-
-
-def test_sums_with_records_take_three_exchanges_with_the_records_of_this_round(federate):
-    """A record is sealed once the vector of the round before is sent, so all that it depends on is known."""
-    parts = {**PARTS, "method": "clip"}
-    padded = {**parts, "options": {"straggler_share": 0.34, "warmup": 1}}
-    adaptive = {**padded, "options": {"straggler_share": 0.34, "adaptive": True}}
-    for common in ({**EIGHT, "method": f"{__name__}:Reports"}, padded, adaptive):
-        watch = Watch()
-        summary = federate(aggregation="secure", drop=watch, **common)
-        assert watch.lengths == [5] + [3] * (common["rounds"] - 1)
-        assert summary.model_sha256 == arithmetic(federate, **common)
-    assert federate(aggregation="secure", workers=2, **adaptive).model_sha256 == summary.model_sha256
-    watch = Watch()
-    assert federate(aggregation="secure", drop=watch, **parts).model_sha256 == arithmetic(federate, **parts)
-    assert watch.lengths[-2:] == [3, 3]
-
-
-@dataclasses.dataclass(frozen=True)
-class Rests(FedAvg):
-    """Client 2 sits out every third round."""
-
-    names_clients = True
-
-    @on_client
-    def report(self, client, message):
-        if client.id == 2 and client.round % 3 == 0:
-            raise Declined
-        return [1.0]
-
-    @on_client(peer_record="report")
-    def train(self, client, message):
-        delta = (client.sgd(message).params - message) * float(len(client.peers))
-        return Update(delta=delta, weight=client.num_samples)
-
-
-def test_a_client_that_will_sit_out_prepares_nothing(federate, reasons):
-    """It leaves before any mask is agreed, so neither that round nor the one after it is prepared."""
-    watch, common = Watch(), {**EIGHT, "rounds": 5, "method": f"{__name__}:Rests"}
-    summary = federate(aggregation="secure", drop=watch, **common)
-    assert watch.lengths == [5, 3, 5, 5, 3]
-    why = reasons()
-    assert why[3] == "the shares of clients [2] did not arrive in the round before"
-    assert summary.model_sha256 == arithmetic(federate, **common)
-    assert [r.get("dropped", 0) for r in summary.history] == [0, 0, 1, 0, 0]
-    plain = federate(**{k: v for k, v in common.items() if k != "secure"})
-    assert [r.get("dropped", 0) for r in plain.history] == [0, 0, 1, 0, 0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Stumbles(Reports):
-    """The record of the next round cannot be formed before that round has begun."""
-
-    begun: ClassVar[list[int]] = []
-
-    def round(self, fed, state):
-        self.begun.append(fed.round)
-        return super().round(fed, state)
-
-    @on_client
-    def report(self, client, message):
-        if client.id == 2 and client.round > self.begun[-1]:
-            raise ValueError("too early")
-        return super().report(client, message)
-
-
-def test_a_record_that_cannot_be_formed_ahead_ends_the_preparation_only(federate, reasons):
-    """In a simulation; a real client sends an empty one, as `tests/network/test_clear.py` shows."""
-    watch, common = Watch(), {**EIGHT, "method": f"{__name__}:Stumbles"}
-    summary = federate(aggregation="secure", drop=watch, **common)
-    assert watch.lengths == [5] * 4
-    assert reasons()[2] == "the shares of clients [2] did not arrive in the round before"
-    assert [r.get("dropped", 0) for r in summary.history] == [0] * 4
 
 
 LOST = st.sets(st.tuples(st.integers(1, 4), st.integers(0, 7), st.sampled_from(THREE)), max_size=6)

@@ -60,6 +60,8 @@ def test_a_new_round_forgets():
     assert opened.clients() == set(ALL)
     opened.begin(2)
     assert opened.clients() == set()
+    opened.begin(1)
+    assert opened.clients() == set()  # nothing but a file is for rounds that are repeated later
 
 
 def test_a_restart_does_not(tmp_path):
@@ -88,6 +90,15 @@ def test_a_restart_may_repeat_several_rounds(tmp_path):
     again.begin(1)
     assert again.groups(COMMON, ALL, three) == [(ALL, False)]
     assert set(json.loads((tmp_path / "opened.json").read_text())["rounds"]) == {"3", "4", "5"}
+
+
+def test_a_file_of_one_round_is_read_too(tmp_path):
+    (tmp_path / "opened.json").write_text(
+        json.dumps({"round": 4, "sums": {COMMON.hex(): [{"clients": [0, 1, 2], "spoilt": False}]}})
+    )
+    opened = OpenedSums(tmp_path / "opened.json")
+    opened.begin(4)
+    assert opened.clients() == {0, 1, 2}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +51,7 @@ class SecureArithmetic(Aggregation):
         peers, cohort = collect_records(fed, request)
         codec = Codec(self.config, len(request.cohort), request.declared.limits)
         if request.declared.nested is not None:
-            return self._nested(fed, request, codec, peers)
+            return self._nested(fed, request, codec, peers, cohort)
         _, partials = fed.call(request.function, request.message, cohort, Modular(codec), deadline=request.deadline, peers=peers)
         total = partials[0]
         for other in partials[1:]:
@@ -59,11 +59,11 @@ class SecureArithmetic(Aggregation):
         self._enough_replies(fed, request, len(total.clients))
         return codec.decode(total.shape, total.sums, sorted(total.clients))
 
-    def _nested(self, fed: Federation, request: SumRequest, codec: Codec, peers: Any) -> Summed:
+    def _nested(self, fed: Federation, request: SumRequest, codec: Codec, peers: Any, cohort: Sequence[int]) -> Summed:
         """Form a sum over parts of a model, with the tiers of the masked one."""
         session = new_session(request.cohort, self.config)
         complete = session.neighbours >= len(request.cohort) - 1
-        model, tiers = partial_sums(fed, request, Modular(codec), peers, session.tier_rules, complete)
+        model, tiers = partial_sums(fed, request, Modular(codec), peers, cohort, session.tier_rules, complete)
         sums = {segment.name: (segment, words) for segment, words in tiers[0].sums}
         for other in tiers[1:]:
             for segment, words in other.sums:

@@ -14,6 +14,7 @@ from typing import Any
 from paceline.aggregation.nested import assigned, declared_tier, message_of
 from paceline.aggregation.secure.client import SecureClient
 from paceline.aggregation.secure.client_openings import Openings
+from paceline.aggregation.secure.client_records import own_record
 from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.covers import Cover
 from paceline.aggregation.secure.messages import (
@@ -22,17 +23,14 @@ from paceline.aggregation.secure.messages import (
     common_and_own,
     need,
     opened_record,
-    packed_record,
     session_of,
     survivors_of,
 )
 from paceline.aggregation.secure.session import Session
 from paceline.aggregation.secure.task_hash import Agreement, OwnWork, Work, message_digest
-from paceline.core.client import Client
 from paceline.core.declarations import helpers
 from paceline.core.engine import ClientFunction
 from paceline.core.errors import ProtocolError
-from paceline.core.failures import Declined
 from paceline.core.generators import nested
 from paceline.core.method import on_client
 from paceline.core.nested import PartialModel, Segmenter, same_order, split_reply
@@ -96,6 +94,7 @@ class SecAggClient:
         client, session = me.client, session_of(message)
         if session.prepared:
             raise ProtocolError(f"client {client.id}: the server cannot choose the task of a session after its keys")
+        me.session.forget(session.function)
         if session.call == 1:
             me.session.ready.pop(session.function, None)
         if session.round != client.round:
@@ -120,7 +119,7 @@ class SecAggClient:
         (hashes,) = need(common, "hashes")
         machine = _state(me).machine
         declared = _declared(me, machine.session.function)
-        record = self._record(me, me.client, declared, machine.session.tell_bytes)
+        record = own_record(me, declared, machine.session, self.openings is None)
         if declared.nested is not None:
             me.session.note(machine.session.function, machine.tier)
         return machine.share(hashes, adverts, record, common.get("tiers"))
@@ -195,6 +194,7 @@ class SecAggClient:
         function, task = need(named, "function", "task")
         client, machine = me.client, me.session.ready.pop(function, None)
         me.session.state = None
+        me.session.forget(function)
         if machine is None or machine.session.round != client.round:
             return False
         session, mark = machine.session, [machine.session.round, machine.session.attempt]
@@ -206,7 +206,7 @@ class SecAggClient:
         client.memory["_secagg"] = mark
         if not self._as_sent(me, machine):
             return False
-        self._record(me, client, _declared(me, function), session.tell_bytes)  # the others have it: only what it writes is wanted
+        own_record(me, _declared(me, function), session, self.openings is None)  # the others have it: what it stores is wanted
         machine.bind(task)
         me.session.state = _State(machine)
         return True
@@ -240,15 +240,12 @@ class SecAggClient:
         return machine.advertise()
 
     def _shared(self, me: ProtocolContext, function: str, directory: Any) -> dict[str, Any]:
-        """Return sealed shares of the next session, with this client's record, which is final once its vector is sent.
-
-        All clients that have no reason to sit out return them, whatever their records: none may tell whether it has one.
-        """
+        """Return sealed shares of the next session, with this client's record, which is final once its vector is sent."""
         machine = me.session.coming.pop(function, None)
         if machine is None:
             raise ProtocolError(f"no session of {function!r} is being prepared")
         try:
-            record = self._record(me, me.ahead(), _declared(me, function), machine.session.tell_bytes)
+            record = own_record(me, _declared(me, function), machine.session, self.openings is None, ahead=True)
         except Exception as error:  # raised again where the session is begun anew
             raise ProtocolError(f"{function!r}: this client has no record for the next round: {type(error).__name__}") from error
         shares: dict[str, Any] = machine.share(*need(directory, "hashes", "adverts"), record, directory.get("tiers"))
@@ -280,29 +277,6 @@ class SecAggClient:
                 me.client.memory["_before"] = {"round": round, "model": state.model}
         me.session.state = None
         return _with_next(answer, me.session.result)
-
-    def _record(self, me: ProtocolContext, client: Client, declared: ClientFunction, size: int) -> bytes:
-        """Return a client's record for its neighbours, as of now or of the next round; empty if the function declares none.
-
-        If a real client cannot form it, or it exceeds the padded size, which the server chooses, it sends an empty one: a refusal would
-        reveal which clients have a record. Sitting out (`Declined`) remains a drop-out.
-        """
-        if declared.peer_record is None:
-            return b""
-        noted = client.memory.mark()
-        try:
-            with nested(0, client.device):
-                record = packed_record(me.invoke(client, declared.peer_record, None))
-            if len(record) > max(size - 2, 0):
-                raise ProtocolError(f"the peer record has {len(record)} bytes; the maximum is {max(size - 2, 0)}")
-        except Declined:
-            raise
-        except Exception:
-            if self.openings is None:
-                raise
-            client.memory.reset(noted)
-            return b""
-        return record
 
     def _received(self, me: ProtocolContext, state: _State, declared: ClientFunction, content: Any, mail: Any) -> Tree:
         """Return the message of the method's function: `content`, or the part of the model that this client received.

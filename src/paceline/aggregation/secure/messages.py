@@ -88,8 +88,12 @@ def packed_record(values: Sequence[float]) -> bytes:
     return struct.pack(f"<{len(values)}d", *values)
 
 
+ABSENT = b"\0"
+"""Sealed in place of a record by a client that has none; the others leave it out."""
+
+
 def opened_record(data: bytes) -> list[float] | None:
-    """Decode a neighbour's record; None if it is malformed."""
+    """Decode a neighbour's record; None if it is absent or malformed."""
     values = [x for (x,) in struct.iter_unpack("<d", data)] if len(data) % 8 == 0 else [math.nan]
     return values if is_record(values) else None
 

@@ -34,12 +34,15 @@ class Preparation:
 
     Args:
         now: server of the current session, from whose messages the next one is prepared.
+        works: number of operations on clients up to now, if they send records: the next one must be the sum for which they are
+            sealed. None without records, which alone depend on what clients store.
 
     Raises:
         ProtocolError: no session can be prepared for such a sum.
     """
 
-    def __init__(self, now: SecureServer) -> None:
+    def __init__(self, now: SecureServer, works: int | None = None) -> None:
+        self.works = works
         self.server = SecureServer(now.session.following(secrets.token_bytes(32)), now.directory)
         self.mail: dict[int, Any] = {}
         """Sealed shares for each client, once all have sent theirs."""
@@ -133,7 +136,9 @@ class Preparations:
         self._ready, self._why = (self._coming, self._later) if follows else ({}, {})
         self._at, self._coming, self._later = (round, attempt), {}, {}
 
-    def take(self, function: str, keys: Mapping[int, bytes], place: tuple[int, int], never: str = "") -> Preparation | None:
+    def take(
+        self, function: str, keys: Mapping[int, bytes], place: tuple[int, int], never: str = "", works: int = 0
+    ) -> Preparation | None:
         """Return the session prepared for a sum, and forget it; None, and a line in the log, if there is none for exactly this sum.
 
         Args:
@@ -141,9 +146,13 @@ class Preparations:
             keys: identity keys of the cohort.
             place: attempt and number of the call, from which clients name their random streams.
             never: why such a sum is never prepared; empty if it can be.
+            works: number of operations on clients, with this one.
         """
         ready = self._ready.pop(function, None) if place == (0, 1) else None
         why = never or self._misfit(ready, function, keys, place)
+        if not why and ready is not None and ready.works not in (None, works - 1):
+            why = "another function of the method ran on clients after they had sealed their records"
+            self.pause(function)
         if why:
             self.note(function, why)
         return None if why else ready
@@ -169,12 +178,13 @@ class Preparations:
         """Log that a sum takes five exchanges, and why."""
         _LOG.info("round %d: the secure sum of %r takes five exchanges: %s", self._at[0], function, why)
 
-    def start(self, now: SecureServer, everybody: bool) -> Preparation | None:
+    def start(self, now: SecureServer, everybody: bool, works: int | None = None) -> Preparation | None:
         """Begin to prepare the session after `now`; None if its cohort is unlikely to be the same, or this has failed lately.
 
         Args:
             now: server of the current session.
             everybody: whether its cohort consists of all clients of the federation.
+            works: see `Preparation`.
         """
         session = now.session
         if session.call != 1 or not session.config.pipelined:
@@ -188,7 +198,7 @@ class Preparations:
             self._later[function] = f"shares or prepared keys were missing lately; the next preparation is made in round {until}"
         else:
             try:
-                coming = Preparation(now)
+                coming = Preparation(now, works)
             except ProtocolError:
                 return None
             self._later[function] = "the sum of the round before, which was to prepare it, was lost"

@@ -110,7 +110,7 @@ class SecureAggregation(Aggregation):
         # a sum over parts of a model is never repeated in halves, see `client_openings`
         least = partial(least_half, config=self.config) if model is None else lambda clients: clients
         groups = self.opened.groups(work.common, cohort, least)
-        ready = self._prepared(request, groups, {c: listed[c] for c in cohort}, place)
+        ready = self._prepared(request, groups, {c: listed[c] for c in cohort}, place, fed.works)
         for clients, whole in groups:
             keys = {c: listed[c] for c in clients}
             one = _Sum(self, fed, request, work, place, keys, whole, model, ready)
@@ -137,14 +137,19 @@ class SecureAggregation(Aggregation):
         return parts[0] if len(parts) == 1 else together(parts)
 
     def _prepared(
-        self, request: SumRequest, groups: Sequence[tuple[tuple[int, ...], bool]], keys: Mapping[int, bytes], place: tuple[int, int]
+        self,
+        request: SumRequest,
+        groups: Sequence[tuple[tuple[int, ...], bool]],
+        keys: Mapping[int, bytes],
+        place: tuple[int, int],
+        works: int,
     ) -> Preparation | None:
         """Return the session that was prepared for a sum, or None; the reason is logged."""
         if not self.config.pipelined:
             return None
         again = len(groups) != 1 or groups[0][1]
         why = "this work was opened before in this round, and is summed over the same clients again" if again else ""
-        return self.prepared.take(request.function, keys, place, why)
+        return self.prepared.take(request.function, keys, place, why, works)
 
     def reply_size(self, model: Params, cohort: int) -> int:
         """Return the size in bytes of a masked reply with as many values as the model."""
@@ -207,7 +212,8 @@ class _Sum:
             self.server = SecureServer(session, keys, len(keys) if whole else fed.quorum)
         else:
             self.server = ready.bound(task, fed.quorum)
-        self.coming = None if whole else how.prepared.start(self.server, len(keys) == fed.num_clients)
+        works = None if request.declared.peer_record is None else fed.works
+        self.coming = None if whole else how.prepared.start(self.server, len(keys) == fed.num_clients, works)
         self.unprepared: set[int] = set()
         self.codec = Codec(how.config, len(keys), request.declared.limits, fed.round)
         self.shapes: dict[int, Any] = {}

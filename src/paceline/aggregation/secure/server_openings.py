@@ -43,7 +43,9 @@ class OpenedSums:
         self._rounds: dict[int, _Sums] = {}
         if self.path is not None and self.path.exists():
             try:
-                self._rounds = {int(round): _sums_of(sums) for round, sums in json.loads(self.path.read_bytes())["rounds"].items()}
+                saved = json.loads(self.path.read_bytes())
+                rounds = {saved["round"]: saved["sums"]} if "sums" in saved else saved["rounds"]  # of one round, as older files
+                self._rounds = {int(round): _sums_of(sums) for round, sums in rounds.items()}
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise StoreError(
                     f"{self.path} is damaged ({error}); restore a backup, or start a new run in another folder"
