@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from paceline.aggregation.secure import client_functions as protocol
 from paceline.aggregation.secure.messages import as_bytes
 from paceline.aggregation.secure.program import secure_config
 from paceline.core.errors import PacelineError
@@ -45,8 +46,9 @@ def test_same_bits_and_bytes_as_local(networked, federate, method, aggregation):
 
 
 @pytest.mark.slow
-def test_keys_one_round_ahead(loopback, federate):
+def test_keys_one_round_ahead(loopback, federate, monkeypatch):
     """Once tiers stay as they are, rounds take three exchanges; bits and bytes are those of a simulation."""
+    monkeypatch.setattr(protocol, "STEADY", 2)
     run = {**RUN, "aggregation": "secure", "method": "clip", "rounds": 8}
     loopback.serve(run)
     for number in range(6):

@@ -28,7 +28,7 @@ class ProtocolSession:
         coming: what this round has prepared for the next one, by client function of the method.
         ready: what the last round has prepared for this one.
         later: work that can be done as soon as a reply is sent, and of which a later reply contains the result.
-        sent: what this client declared last, by client function, and whether it declared the same before.
+        sent: what this client declared last, by client function, and in how many rounds in a row.
         failed: why the client gave nothing to the sum, for its own log.
         begun: operation that was begun last, and the client's memory before it.
     """
@@ -38,7 +38,7 @@ class ProtocolSession:
     coming: dict[str, Any] = field(default_factory=dict)
     ready: dict[str, Any] = field(default_factory=dict)
     later: Callable[[], Any] | None = None
-    sent: dict[str, tuple[Any, bool]] = field(default_factory=dict)
+    sent: dict[str, tuple[Any, int]] = field(default_factory=dict)
     begun: tuple[int, Any] | None = None
     _done: Any = None
 
@@ -72,8 +72,8 @@ class ProtocolSession:
 
     def note(self, function: str, sent: Any) -> None:
         """Note what this client sent in a round."""
-        before = self.sent.get(function)
-        self.sent[function] = sent, before is not None and before[0] == sent
+        before, times = self.sent.get(function, (None, 0))
+        self.sent[function] = sent, times + 1 if times and before == sent else 1
 
     def end_round(self) -> bool:
         """Erase all but what was prepared for the next round and what was sent; return whether there is anything of it."""

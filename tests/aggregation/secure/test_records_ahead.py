@@ -15,10 +15,10 @@ from paceline.methods.stragglers.clip import Clip
 from paceline.methods.stragglers.fjord import Fjord
 from paceline.run import prepare
 from paceline.tasks.sequence import split_classes
-from tests.aggregation.secure.test_preparation import EIGHT, LOOSE, PARTS, Watch, reasons
+from tests.aggregation.secure.test_preparation import EIGHT, LOOSE, PARTS, Watch, reasons, soon
 from tests.conftest import make_task
 
-__all__ = ["reasons"]
+__all__ = ["reasons", "soon"]
 
 
 def heard(client, message, other=0.0):
@@ -134,8 +134,37 @@ def test_rounds_of_pruned_clients_take_three_exchanges(alike, federate, common):
     assert one == two
 
 
-def test_rounds_of_parts_take_three_exchanges_once_tiers_stay(alike):
+def test_rounds_of_parts_take_three_exchanges_once_tiers_stay(alike, soon):
     assert alike(**PARTS, method="clip")[-2:] == [3, 3]
+
+
+class RestsInParts(Fjord):
+    """Client 2 has a tier and sits out round 4."""
+
+    names_clients = True
+
+    @on_client
+    def report(self, client, message):
+        if client.id == 2 and client.round == 4:
+            raise Declined
+        return [1.0, 1.0]
+
+    def tier(self, client, message):
+        return 1.0
+
+
+class Parts(RestsInParts):
+    """Nobody sits out."""
+
+    @on_client
+    def report(self, client, message):
+        return [1.0, 1.0]
+
+
+def test_parts_are_prepared_once_tiers_have_stayed_for_five_rounds(federate):
+    watch = Watch()
+    federate(aggregation="secure", drop=watch, **{**PARTS, "rounds": 7}, method=f"{__name__}:Parts")
+    assert watch.lengths == [5, 5, 5, 5, 5, 3, 3]
 
 
 # -- clients that sit out ---------------------------------------------------------------------------
@@ -170,22 +199,7 @@ def test_a_client_that_will_sit_out_prepares_and_leaves_when_the_round_has_begun
     assert once.model_sha256 == twice.model_sha256
 
 
-class RestsInParts(Fjord):
-    """Client 2 has a tier and sits out round 4."""
-
-    names_clients = True
-
-    @on_client
-    def report(self, client, message):
-        if client.id == 2 and client.round == 4:
-            raise Declined
-        return [1.0, 1.0]
-
-    def tier(self, client, message):
-        return 1.0
-
-
-def test_a_client_that_sits_out_a_sum_over_parts(alike):
+def test_a_client_that_sits_out_a_sum_over_parts(alike, soon):
     assert alike(**{**PARTS, "rounds": 5}, method=f"{__name__}:RestsInParts") == [5, 5, 3, 3, 5]
 
 

@@ -43,6 +43,10 @@ from paceline.core.wire import wire_size
 
 __all__ = ["SecAggClient"]
 
+STEADY = 5
+"""Rounds in which a client declares the same tier before it prepares sums over parts of a model. Keys for another tier than it has then
+cost all clients a second training and upload, as much as they save in some 35 rounds of the demo."""
+
 _Reply = tuple[dict[str, Any] | None, Tree]
 """Result of `_split`."""
 
@@ -232,8 +236,8 @@ class SecAggClient:
         """Return the advertised keys of the next session, which this client derives from the current one."""
         me.session.coming.pop(session.function, None)
         declared, me_id = _declared(me, session.function), me.client.id
-        if declared.nested is not None and not me.session.sent.get(session.function, (None, False))[1]:
-            raise ProtocolError(f"{session.function!r}: this client's tier differs from that of the round before")
+        if declared.nested is not None and me.session.sent.get(session.function, (None, 0))[1] < STEADY:
+            raise ProtocolError(f"{session.function!r}: this client has not declared the same tier in {STEADY} rounds in a row")
         after, tier = session.following(id), _state(me).machine.tier if session.parts else 0
         machine = SecureClient(me_id, after, self.directory.identity(me_id), self.directory.publics(after.clients), tier=tier)
         me.session.coming[session.function] = machine
