@@ -127,7 +127,8 @@ PADDED = {**PARTS, "method": "clip", "options": {"straggler_share": 0.34, "warmu
 ADAPTIVE = {**PADDED, "options": {"straggler_share": 0.34, "adaptive": True}}
 
 
-@pytest.mark.parametrize("common", [PADDED, pytest.param(ADAPTIVE, marks=pytest.mark.slow)], ids=["padded", "adaptive"])
+@pytest.mark.slow
+@pytest.mark.parametrize("common", [PADDED, ADAPTIVE], ids=["padded", "adaptive"])
 def test_rounds_of_pruned_clients_take_three_exchanges(alike, federate, common):
     assert alike(**common) == [5] + [3] * (common["rounds"] - 1)
     one, two = (federate(aggregation="secure", workers=workers, **common).model_sha256 for workers in (1, 2))
