@@ -270,7 +270,7 @@ def _seconds(ax: Any, methods: Mapping[str, list[History]]) -> None:
     ax.set(title="Time of a round", xlabel="virtual seconds, mean")
     if parts:
         columns = min(len(parts) + 1, 3)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.16), ncols=columns, frameon=False, fontsize=10)
+        ax.legend(loc="upper right", bbox_to_anchor=(1.0, -0.16), ncols=columns, frameon=False, fontsize=10)
 
 
 def _bytes(ax: Any, methods: Mapping[str, list[History]]) -> None:
