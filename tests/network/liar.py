@@ -10,7 +10,6 @@ from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.session import new_session
 from paceline.aggregation.secure.task_hash import Agreement, Work
 from paceline.core.engine import Call, Each
-from paceline.core.failures import DECLINED
 from paceline.core.layout import Layout
 from paceline.core.method import client_functions
 from paceline.core.serialization import NETWORK
@@ -90,11 +89,12 @@ class Liar:
         number=None,
         kind="each",
         stream="s",
+        open=(None, HIDDEN),
         **head,
     ):
         """Put any call to clients; return what each gave: (reason or None, value or None).
 
-        What the client sends of its reason is one fixed text; the reason is read in its own log.
+        What the client sends of its reason is one of the texts in `open`; the reason is read in its own log.
         """
         clients = list(self.clients if clients is None else clients)
         number = next(self.numbers) if number is None else number
@@ -112,7 +112,7 @@ class Liar:
             why = arrival.why if reply is None else reply.head["dropped"]
             if reply is not None:
                 self.heads[arrival.client] = dict(reply.head)
-                assert why in (None, HIDDEN, DECLINED), f"client {arrival.client} sent the reason {why!r}"
+                assert why in open, f"client {arrival.client} sent the reason {why!r}"
             if reply is not None and why is not None:
                 [why] = self.logged(arrival.client)[before[arrival.client] :]
             reported[arrival.client] = (why, value)
@@ -161,8 +161,8 @@ class Sum:
         hashes, adverts = self.server.directory_for()
         return self.step("share", {"hashes": hashes, **more}, list(adverts), self.server.add_shares, each=adverts)
 
-    def masked(self, params=None, coming=None, **options):
-        mail = self.server.inbox_for()
+    def masked(self, params=None, coming=None, mail=None, **options):
+        mail = self.server.inbox_for() if mail is None else mail
         if coming is not None:  # ask for keys of the next round
             mail = {c: {**own, "next": coming} for c, own in mail.items()}
         take = lambda c, m: self.server.add_masked(c, {**m, "segments": as_bytes(m["segments"])})  # noqa: E731

@@ -1,7 +1,6 @@
 """Secure sums of which a server plays only some steps, and clients whose work fails."""
 
 from paceline.aggregation.secure.encoding import signed
-from paceline.aggregation.secure.messages import as_bytes
 from paceline.aggregation.secure.preparation import Preparation
 from paceline.aggregation.secure.program import secure_config
 from paceline.engines.worker import Worker
@@ -58,11 +57,9 @@ class Partial(Sum):
         else:
             self.server = before.bound(self.session.task, 1)
         coming = Preparation(self.server)
-        more = {} if before is None else {"prepared": {"function": "train", "task": self.session.task}}
-        mail = self.server.inbox_for() if before is None else before.mail
-        mail = {c: {**own, **more, "next": coming.id} for c, own in mail.items()}
-        take = lambda c, m: self.server.add_masked(c, {**m, "segments": as_bytes(m["segments"])})  # noqa: E731
-        masked = self.step("masked", self.params, list(mail), take, each=mail)
+        named = {"prepared": {"function": "train", "task": self.session.task}}
+        mail = None if before is None else {c: {**own, **named} for c, own in before.mail.items()}
+        masked = self.masked(coming=coming.id, mail=mail)
         for client, (_, value) in masked.items():
             coming.add_advert(client, value["next"])
         alive = self.server.alive()

@@ -118,7 +118,7 @@ def test_a_client_that_will_sit_out_prepares_like_the_others(liar, params, loopb
     server.loop.call(server.hub.completed, 1, dict.fromkeys(range(4), ()), lambda c: committed(1))
     two = Partial(server, params, [0, 1, 2, 3], 0, round=2)
     mail = {c: {**own, "prepared": {"function": "train", "task": two.session.task}} for c, own in coming.mail.items()}
-    reported = server.ask("masked", params, each=mail, round=2)
+    reported = server.ask("masked", params, each=mail, round=2, open=(None, DECLINED))
     assert {c: why for c, (why, _) in reported.items() if why} == {resting: DECLINED}
 
 

@@ -149,8 +149,10 @@ class Population:
     def judging(self) -> Iterator[None]:
         """Within this context, operations are evaluations, which change nothing that clients store."""
         before = self.works
-        yield
-        self.works = before
+        try:
+            yield
+        finally:
+            self.works = before
 
     def too_few(self, what: str) -> QuorumError:
         """Return the error of a sum or call with too few replies: `what`, and the reasons of dropped clients."""

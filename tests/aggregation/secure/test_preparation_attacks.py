@@ -94,7 +94,6 @@ def member(client=0, function="train"):
         client=SimpleNamespace(id=client, round=2, memory={}),
         session=ProtocolSession(),
         functions={function: ClientFunction()},
-        ahead=lambda: None,
     )
     return SecAggClient(directory), me, now, clients
 
