@@ -61,7 +61,8 @@ def test_the_command_runs(command, tmp_path, monkeypatch):
     assert words[0] == "paceline"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("paceline.cli.folders.plot", lambda *_: tmp_path)
-    monkeypatch.setattr("paceline.results.comparison.Comparison.plot", lambda *_: None)
+    for name in ("plot", "plot_round"):
+        monkeypatch.setattr(f"paceline.results.comparison.Comparison.{name}", lambda *_: None)
     if words[1] in ("run", "compare"):
         words.append("--quiet")
     result = CliRunner().invoke(app, words[1:])
