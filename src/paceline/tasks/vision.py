@@ -18,7 +18,7 @@ from paceline.tasks.recipe import task_card
 __all__ = ["load_tuning", "pretrained"]
 
 
-def pretrained(task: Task, classes: int, epochs: int, seed: int = 0, share: float = 0.5) -> Task:
+def pretrained(task: Task, classes: int, epochs: int, seed: int = 0, share: float = 0.5, seen_groups: int | None = None) -> Task:
     """Return a task whose model was trained centrally on the first `classes` classes, and has a new head.
 
     A fraction `share` of these classes' training samples is used for that and removed from the task. The trained weights
@@ -30,6 +30,7 @@ def pretrained(task: Task, classes: int, epochs: int, seed: int = 0, share: floa
         epochs: epochs of the pretraining.
         seed: seed of the pretraining.
         share: fraction of the samples of these classes.
+        seen_groups: use samples of the first so many groups only, for example of one style of three; all by default.
 
     Raises:
         ConfigError: a value is out of range.
@@ -38,17 +39,24 @@ def pretrained(task: Task, classes: int, epochs: int, seed: int = 0, share: floa
         raise ConfigError(
             f"classes={classes} must be at most {task.num_classes}, epochs={epochs} at least 1, and share={share} between 0 and 1"
         )
-    known = torch.nonzero(task.train.y < classes).flatten()
+    seen = task.train.y < classes
+    if seen_groups is not None:
+        if task.train.owner is None or not 1 <= seen_groups <= len(task.train.owners):
+            raise ConfigError(
+                f"seen_groups={seen_groups} must be at least 1 and at most the task's {len(task.train.owners)} groups"
+            )
+        seen &= task.train.owner < seen_groups
+    known = torch.nonzero(seen).flatten()
     known = known[torch.randperm(len(known), generator=torch_rng(seed, "pretrained"))[: int(share * len(known))]]
     left = torch.ones(len(task.train), dtype=torch.bool)
     left[known] = False
     x, y = task.train.x[known], task.train.y[known]
     made = (task.model.args, sorted(task.model.keywords.items())) if isinstance(task.model, partial) else task.model.__qualname__
-    key = repr((digest(x, y), made, classes, epochs, seed, share, "v2"))
+    key = repr((digest(x, y), made, classes, epochs, seed, share, "v2"))  # the samples say which groups were seen
     weights = kept(key, task.model, lambda module: pretrain(module, x, y, epochs=epochs, seed=seed), seed)
     return dataclasses.replace(
         task,
-        name=f"{task.name} after {classes} classes",
+        name=f"{task.name} after {classes} classes" + (f" of {seen_groups} groups" if seen_groups else ""),
         train=task.train.subset(torch.nonzero(left).flatten()),
         model=partial(with_weights, task.model, weights),
     )
@@ -62,6 +70,7 @@ def load_tuning(
     classes: int = 5,
     epochs: int = 30,
     patch: int | None = None,
+    seen_groups: int | None = None,
     **options: Any,
 ) -> Task:
     """Return `pretrained` of a named task with the model ``vit`` (or another one); further options are its."""
@@ -71,4 +80,4 @@ def load_tuning(
     if name == "vit":
         side = load_task(of, limit=1).train.x.shape[-1]
         options["patch"] = patch or next(p for p in (7, 4, 2, 1) if side % p == 0)
-    return pretrained(load_task(of, model=name, seed=seed, **options), classes, epochs, seed=0)
+    return pretrained(load_task(of, model=name, seed=seed, **options), classes, epochs, seed=0, seen_groups=seen_groups)

@@ -154,3 +154,28 @@ def test_a_transformer_is_pretrained_again_for_other_pictures(tmp_path, monkeypa
     one, same, other = (load_task("vit-tuning", seed=seed, **options).build(1).state_dict() for seed in (1, 1, 2))
     assert one["blocks.0.fc1.weight"].equal(same["blocks.0.fc1.weight"])
     assert not one["blocks.0.fc1.weight"].equal(other["blocks.0.fc1.weight"])  # as many pictures, but others
+
+
+def test_a_transformer_is_pretrained_on_the_groups_that_it_may_see(tmp_path, monkeypatch):
+    monkeypatch.setenv("PACELINE_CACHE", str(tmp_path))
+    options = {
+        "of": "corrupted?of=digits&kinds=clean/inverted/contrast",
+        "dim": 8,
+        "depth": 1,
+        "heads": 2,
+        "epochs": 1,
+        "limit": 90,
+    }
+    whole = load_task(options["of"], limit=90).train.owner.bincount().tolist()
+    left = {seen: load_task("vit-tuning", classes=10, seen_groups=seen, **options) for seen in (1, 2, 3, None)}
+    counts = {seen: task.train.owner.bincount().tolist() for seen, task in left.items()}
+    assert counts[1] == [whole[0] - whole[0] // 2, *whole[1:]]
+    assert sum(counts[2]) == sum(whole) - sum(whole[:2]) // 2
+    assert counts[2][2] == whole[2]
+    assert counts[3] == counts[None]
+    weights = {seen: task.build(1).state_dict()["blocks.0.fc1.weight"] for seen, task in left.items()}
+    assert not weights[1].equal(weights[2])
+    assert weights[3].equal(weights[None])
+    for of, seen in ((options["of"], 0), (options["of"], 4), ("digits", 1)):
+        with pytest.raises(ConfigError, match="seen_groups"):
+            load_task("vit-tuning", **{**options, "of": of}, seen_groups=seen)
