@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 
 import pytest
 
+from paceline.core.errors import ConfigError
 from paceline.registry import find_method
 
 from .test_every_method import NAMES
@@ -291,3 +292,11 @@ def test_what_methods_declare(fact):
     usual, others = DECLARED[fact]
     unusual = {name: value for value, names in others.items() for name in names.split()}
     assert {name: getattr(find_method(name), fact, usual) for name in NAMES} == dict.fromkeys(NAMES, usual) | unusual
+
+
+@pytest.mark.parametrize("name", ["autoflip", "fedagain", "fedconv", "fedlex"])
+def test_momentum_without_effect_is_refused(name):
+    with pytest.raises(ConfigError, match=r"momentum=0\.9 is for SGD"):
+        find_method(name)(momentum=0.9)
+    assert find_method(name)(momentum=0.9, optimizer="sgd").local_optimizer().momentum == 0.9
+    assert find_method("fedopt")(momentum=0.9, optimizer="adam").local_optimizer().momentum == 0.9

@@ -218,3 +218,11 @@ def test_roles_of_ones_own(tmp_path):
     assert task.train.x.shape[1:] == (80,)
     assert task.in_time
     assert task.build(0)(task.train.x[:2]).shape == (2, 80)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("classes", "abc"), ("classes", 2.5), ("classes", True), ("epochs", 0), ("patch", [1])]
+)
+def test_an_option_of_another_type_is_refused(option, value):
+    with pytest.raises(ConfigError, match=f"task 'vit-tuning': {option}="):
+        load_task("vit-tuning", **{option: value})

@@ -77,6 +77,10 @@ class Exploration(LocalTraining[S]):
             client.memory["square"] = square
         return Update(square=square, weight=min(client.num_samples, 1))
 
+    def local_optimizer(self) -> Optimizer:
+        """Return the clients' optimizer in the first round."""
+        return self.rule(1)
+
     def rule(self, round: int) -> Optimizer:
         """Return the clients' optimizer in a round."""
         lr = None if self.lr is None else self.lr * self.lr_decay ** (round - 1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from paceline.core.client import SGD, Client, Hooks, LocalOptions
+from paceline.core.errors import ConfigError
 from paceline.core.hooks import NO_HOOKS
 from paceline.core.method import Method, NonNegative, Positive, S, Share
 from paceline.core.optimizers import Optimizer
@@ -35,6 +36,10 @@ class LocalTraining(Method[S]):
     batch_size: Positive[int] | None = None
     momentum: Share = 0.0
     weight_decay: NonNegative[float] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.momentum != type(self).momentum and not isinstance(self.local_optimizer(), SGD):
+            raise ConfigError(f"{self.slug()}: momentum={self.momentum:g} is for SGD and has no effect on Adam; leave it out")
 
     def local(self, client: Client) -> LocalOptions:
         """Return the options of `Client.sgd`."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from paceline.core.errors import ConfigError
+from paceline.core.fields import Positive
 from paceline.core.fingerprint import digest
 from paceline.core.random import torch_rng
 from paceline.core.task import Task
@@ -41,13 +42,19 @@ def pretrained(task: Task, classes: int, epochs: int, seed: int = 0, share: floa
         )
     seen = task.train.y < classes
     if seen_groups is not None:
-        if task.train.owner is None or not 1 <= seen_groups <= len(task.train.owners):
+        if task.train.owner is None:
+            raise ConfigError(f"task {task.name!r} has no groups; leave out seen_groups={seen_groups}")
+        if not 1 <= seen_groups <= len(task.train.owners):
             raise ConfigError(
                 f"seen_groups={seen_groups} must be at least 1 and at most the task's {len(task.train.owners)} groups"
             )
         seen &= task.train.owner < seen_groups
     known = torch.nonzero(seen).flatten()
     known = known[torch.randperm(len(known), generator=torch_rng(seed, "pretrained"))[: int(share * len(known))]]
+    if not len(known):
+        raise ConfigError(
+            f"no sample is left for pretraining: {share:.0%} of {int(seen.sum())} of these classes and groups; take more"
+        )
     left = torch.ones(len(task.train), dtype=torch.bool)
     left[known] = False
     x, y = task.train.x[known], task.train.y[known]
@@ -67,10 +74,10 @@ def load_tuning(
     model: str | None = None,
     seed: int = 0,
     of: str = "digits",
-    classes: int = 5,
-    epochs: int = 30,
-    patch: int | None = None,
-    seen_groups: int | None = None,
+    classes: Positive[int] = 5,
+    epochs: Positive[int] = 30,
+    patch: Positive[int] | None = None,
+    seen_groups: Positive[int] | None = None,
     **options: Any,
 ) -> Task:
     """Return `pretrained` of a named task with the model ``vit`` (or another one); further options are its."""

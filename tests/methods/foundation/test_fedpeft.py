@@ -176,6 +176,8 @@ def test_a_transformer_is_pretrained_on_the_groups_that_it_may_see(tmp_path, mon
     weights = {seen: task.build(1).state_dict()["blocks.0.fc1.weight"] for seen, task in left.items()}
     assert not weights[1].equal(weights[2])
     assert weights[3].equal(weights[None])
-    for of, seen in ((options["of"], 0), (options["of"], 4), ("digits", 1)):
+    for of, seen in ((options["of"], 0), (options["of"], 4), (options["of"], 1.5), (options["of"], "all"), ("digits", 1)):
         with pytest.raises(ConfigError, match="seen_groups"):
             load_task("vit-tuning", **{**options, "of": of}, seen_groups=seen)
+    with pytest.raises(ConfigError, match="no sample is left for pretraining"):
+        load_task("vit-tuning", classes=1, seen_groups=1, **{**options, "limit": 4})

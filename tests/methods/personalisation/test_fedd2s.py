@@ -278,5 +278,12 @@ def test_architectures_with_other_features_are_refused():
         finished(FedD2SSum(), make_task(model=lambda: nn.Sequential(nn.Linear(12, 4))))
 
 
+@pytest.mark.parametrize("form", [FedD2S, FedD2SSum])
+@pytest.mark.parametrize("dropped", [(3, 2, 1), (2, 1), (4,), (0,)])
+def test_blocks_that_cannot_be_withdrawn_are_refused(form, dropped):
+    with pytest.raises(PlanError, match="must be blocks above least=1; the deepest is 3"):
+        finished(form(models=("mlp:hidden=8-7-6",), least=1, dropped=dropped), rounds=1)
+
+
 def test_under_real_masks_with_a_lost_client_the_bits_are_those_of_the_arithmetic():
     assert_masks_change_nothing(make_task(model=chain), "fedd2ssum", options={"period": 1})

@@ -92,6 +92,9 @@ class MutualDistillation(OwnModels[D2SState]):
             shapes = {text: self.chain(fed, text).shapes[self.least - 1 :] for text in self.models or ("",)}
         except ConfigError as error:
             return [str(error)]
+        blocks = min(len(self.chain(fed, text).ends) for text in self.models or ("",))
+        if any(not self.least < block <= blocks for block in self.dropped):
+            return [f"{self.slug()}: dropped={list(self.dropped)} must be blocks above least={self.least}; the deepest is {blocks}"]
         same = len({repr(found) for found in shapes.values()}) == 1
         return ([] if same else [f"features of the architectures have different shapes: {shapes}"]) + self.lost(fed)
 

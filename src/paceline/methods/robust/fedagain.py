@@ -26,10 +26,11 @@ from torch import Tensor
 
 from paceline.blocks.local_training import LocalTraining
 from paceline.blocks.server_data import benchmark_client, server_score
-from paceline.core.client import SGD, AdamW, Client, LocalOptions
+from paceline.core.client import AdamW, Client
 from paceline.core.errors import NonFiniteError
 from paceline.core.federation import Federation
 from paceline.core.method import NonNegative, Positive, PositiveShare, State, on_client
+from paceline.core.optimizers import Optimizer
 from paceline.core.params import Params
 from paceline.core.tree import Tree
 
@@ -93,11 +94,9 @@ class TrustWeighted(LocalTraining[State]):
     most: PositiveShare | None = None
     by_samples: bool = False
 
-    def local(self, client: Client) -> LocalOptions:
-        """Return the options of `Client.sgd`."""
-        decay = self.weight_decay
-        rule = AdamW(self.lr, weight_decay=decay) if self.optimizer == "adam" else SGD(self.lr, self.momentum, weight_decay=decay)
-        return {**super().local(client), "optimizer": rule}
+    def local_optimizer(self) -> Optimizer:
+        """Return the clients' optimizer."""
+        return AdamW(self.lr, weight_decay=self.weight_decay) if self.optimizer == "adam" else super().local_optimizer()
 
     def learn(self, client: Client, start: Params) -> tuple[Params, float]:
         """Return the trained parameters, and e_c, measured before."""
