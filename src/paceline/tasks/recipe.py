@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from paceline import registry
 from paceline.core.errors import ConfigError, UnknownNameError
-from paceline.core.fields import fit, hints_of
+from paceline.core.parsing import fitted
 from paceline.core.task import Task
 from paceline.data.sources import Source, find_source
 
@@ -98,9 +98,7 @@ class FunctionRecipe(Recipe):
         ]:
             raise ConfigError(f"task {name!r} needs {' and '.join(f'{n}=VALUE' for n in absent)}; write {name}?{absent[0]}=VALUE")
         offered = {key: given for key, given in (("model", model), ("seed", seed)) if key in takes}
-        hints = hints_of(self.make)
-        fitting = {n: fit(value, hints.get(n, Any), f"task {name!r}: {n}={value!r}") for n, value in options.items()}
-        task = self.make(**offered, **fitting)
+        task = self.make(**offered, **fitted(self.make, options, f"task {name!r}", options))
         if not isinstance(task, Task):
             raise ConfigError(f"task {name!r} returned a {type(task).__name__}; it must return a paceline.tasks.Task")
         return task
