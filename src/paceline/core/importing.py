@@ -49,17 +49,20 @@ def imports_from(modules: Collection[str] | None) -> Iterator[None]:
 
 def installed(group: str) -> Mapping[str, list[EntryPoint]]:
     """Return the entry points of a group by name, without importing their targets."""
-    return _entry_points(group, tuple((place, os.stat(place).st_mtime if os.path.isdir(place) else 0.0) for place in sys.path))
+    found = _entry_points(tuple((place, os.stat(place).st_mtime if os.path.isdir(place) else 0.0) for place in sys.path))
+    return found.get(group, {})
 
 
-@lru_cache(maxsize=64)
-def _entry_points(group: str, path: tuple[tuple[str, float], ...]) -> dict[str, list[EntryPoint]]:
-    """Read the entry points of a group; `path` lists the folders of packages with their modification times, as cache key."""
+@lru_cache(maxsize=4)
+def _entry_points(path: tuple[tuple[str, float], ...]) -> dict[str, dict[str, list[EntryPoint]]]:
+    """Read all entry points, by group and name; `path` lists the folders of packages with their modification times, as cache key."""
     from importlib.metadata import entry_points
 
-    found: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=group):
-        found.setdefault(point.name, []).append(point)
+    found: dict[str, dict[str, list[EntryPoint]]] = {}
+    every = entry_points()
+    for group in every.groups:
+        for point in every.select(group=group):
+            found.setdefault(group, {}).setdefault(point.name, []).append(point)
     return found
 
 
