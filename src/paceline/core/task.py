@@ -105,7 +105,8 @@ class Task(Constructors):
     def build(self, seed: int) -> nn.Module:
         """Return a module initialised from `seed` alone; the global random generators are left as they were."""
         with drawing(seed):
-            torch.manual_seed(seed)  # a module that begins on a GPU too
+            if torch.cuda.is_available():
+                torch.manual_seed(seed)  # a module that begins on a GPU too
             return self.model()
 
     steady: ClassVar[bool] = True
