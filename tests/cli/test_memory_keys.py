@@ -14,6 +14,7 @@ from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.registry import find_method
 from paceline.run import RunConfig, prepare
 from tests.conftest import make_task
+from tests.methods.small import LATE
 from tests.methods.test_every_method import NAMES, values
 
 ADAPTIVE = {"adaptive": True}
@@ -38,9 +39,14 @@ NEVER = {"saliency": {"heard", "share"}}
 
 
 def observed(method, task, **options):
-    """Run three rounds; return the keys of all memories, and the largest reply and message in models."""
+    """Run until everything was stored; return the keys of all memories, and the largest reply and message in models."""
     config = values(method)
-    config |= {"task": "blobs", "vectorize": "off", "rounds": 3, "options": {**config["options"], **options}}
+    config |= {
+        "task": "blobs",
+        "vectorize": "off",
+        "rounds": 3 if options or method in LATE else 2,
+        "options": {**config["options"], **options},
+    }
     run = prepare(RunConfig.build(config), task=task)
     engine, keys, up, down = run.fed.engine, set(), 0, 0
     commit, ask = engine.commit, engine.run

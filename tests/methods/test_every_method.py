@@ -24,7 +24,15 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path, task, name):
     assert_resumes(tmp_path, task, **values(name))
 
 
-@pytest.mark.parametrize("name", NAMES)
+def in_depth(name):
+    """Return a method for a test that runs by default only where the server sees single replies.
+
+    Those with sums alone are on two workers, one client at a time, in tests/aggregation/secure/test_program.py.
+    """
+    return pytest.param(name, marks=[] if name in NEEDS_EACH else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("name", map(in_depth, NAMES))
 def test_two_workers_end_with_the_bits_of_one(task, name):
     common = {**values(name), "task": "blobs", "rounds": 3 if name in LATE else 2, "vectorize": "on", "chunk": 2}
     one, two = (prepare(RunConfig.build({**common, "workers": workers}), task=task).go() for workers in (1, 2))
@@ -43,19 +51,15 @@ def test_most_methods_are_content_with_sums():
 
 
 def masked(name):
-    options = {"task": "blobs", "aggregation": "secure", "secure": {"gamma": 0.0}, "rounds": 3, "cohort": 8}
-    if name in ("fzoos", "fedzo"):
-        options["rounds"] = 2
-    return RunConfig.build(values(name) | options)
+    return RunConfig.build(values(name) | {"task": "blobs", "aggregation": "secure", "secure": {"gamma": 0.0}, "cohort": 8})
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in NEEDS_EACH])
+NAMED = [name for name in NAMES if name not in NEEDS_EACH and find_method(name)().names_each_client()]
+
+
+@pytest.mark.parametrize("name", NAMED)
 def test_under_masks_a_function_asks_for_its_client_only_where_the_method_says_so(task, name, monkeypatch):
     """Whoever reads client.id can be given a line of its own in a message that is the same for all."""
-    named = find_method(name)().names_each_client()
-    if named:
-        monkeypatch.setattr(find_method(name), "names_each_client", lambda method: False)
-        with pytest.raises(PacelineError, match=r"client\.id"):
-            prepare(masked(name), task=task).go()
-        return
-    prepare(masked(name), task=task).go()
+    monkeypatch.setattr(find_method(name), "names_each_client", lambda method: False)
+    with pytest.raises(PacelineError, match=r"client\.id"):
+        prepare(masked(name), task=task).go()

@@ -38,6 +38,7 @@ OPTIONS = {
             "prune": 0.0,
         },
     ],
+    "bulyan": [{"byzantine": 0.1}],
     "clip": [{"warmup": 1}, {"warmup": 1, "merge": "masked"}],
     "dropstragglers": [{"warmup": 1}],
     "fal": [{"steps": 3, "attack_steps": 2}, {"steps": 3, "adversary": "fgsm", "attack_on": "global", "clean": 0.5}],
@@ -90,7 +91,7 @@ def split(sizes):
 
 
 def carry_out(task, method, options, **changes):
-    values = {"method": method, "options": options, "task": "blobs", "clients": 12, "cohort": 12, "rounds": 3, "eval_every": 3}
+    values = {"method": method, "options": options, "task": "blobs", "clients": 12, "cohort": 10, "rounds": 3, "eval_every": 3}
     values |= {"fleet": "stragglers", "vectorize": "on", "chunk": 5}
     prepared = prepare(RunConfig.build(values | changes), task=task, split=split(SIZES))
     return prepared, prepared.go()
