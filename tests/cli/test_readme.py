@@ -68,6 +68,15 @@ def test_demo_configuration_is_valid():
     assert (config.task, config.clients, config.aggregation) == ("mnist-5k", 20, "secure")
 
 
+def test_the_page_on_stragglers_has_the_demo_s_table_too():
+    page = (ROOT / "docs" / "methods" / "stragglers.md").read_text()
+    _, line, *rows = re.search(r"(\| method \| accuracy \|.*?\n)(.*?)\n\n", README, re.DOTALL)[0].strip().splitlines()
+    command = re.search(r"Command: `(.*)`", README)[1]
+    assert len(rows) == 4
+    assert "\n".join([line, *rows]) in page
+    assert f"    {command}\n" in page
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
