@@ -298,10 +298,11 @@ class Run:
 
     def _figures(self, sums: dict[str, Any], read: Callable[..., dict[str, Any]] = figures) -> dict[str, Any]:
         """Return the figures of an evaluation, and the name of the primary one where it is not accuracy."""
-        found = read(sums, chosen(self.task))
+        found, when = read(sums, chosen(self.task)), f"in round {self.round + 1}"
         if math.isnan(found.get(self.main.name, 0.0)):
-            text = f"{self.main.name} is nan in round {self.round + 1}: targets and patience pass over such rounds"
-            self._warn(text, RoundWarning, self.main.name)
+            self._warn(f"{self.main.name} is nan {when}: targets and patience pass over such rounds", RoundWarning, self.main.name)
+        if not math.isfinite(found.get("loss", 0.0)):
+            self._warn(f"the evaluated loss is {found['loss']} {when}: training may have diverged; lower lr", RoundWarning, "loss")
         return found if self.main.name == "accuracy" else found | {"metric": self.main.name}
 
     def _evaluate_clients(self, state: Any, everything: bool) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -213,6 +213,18 @@ def test_a_primary_figure_that_is_nan_is_warned_of_once():
         pl.run("fedavg", numbers(), clients=2, rounds=3, metrics=[Faulty("nan")], progress=False)
     told = [str(w.message) for w in seen if w.category is RoundWarning]
     assert told == ["faulty is nan in round 1: targets and patience pass over such rounds"]
+
+
+def test_an_evaluated_loss_that_is_not_finite_is_warned_of_once():
+    """Nothing else would tell that a run has diverged if no bound on its sums is exceeded."""
+
+    def endless(outputs, targets):
+        return (outputs[:, 0] - targets).square().mean() * (1 if torch.is_grad_enabled() else math.inf)
+
+    with pytest.warns(RoundWarning) as seen:
+        pl.run("fedavg", replace(numbers(), loss=endless), clients=2, rounds=3, progress=False)
+    told = [str(w.message) for w in seen if w.category is RoundWarning]
+    assert told == ["the evaluated loss is inf in round 1: training may have diverged; lower lr"]
 
 
 def test_the_judged_tensor_of_a_tree():

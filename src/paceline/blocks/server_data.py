@@ -6,6 +6,7 @@ evaluated without them), the test samples as a benchmark (`benchmark_client`), o
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import torch
@@ -37,9 +38,11 @@ HELD_OUT = 4
 
 
 def reserve(task: Task, count: int) -> Task:
-    """Return the task with `count` random samples of its test set as the server's own (at most half of the test set)."""
+    """Return the task with `count` random samples of its test set as the server's own; warn if it gets half of the set instead."""
     order = torch.randperm(len(task.test), generator=torch_rng(0, "samples of the server"))
-    count = min(count, len(order) // 2)
+    if count > (half := len(order) // 2):
+        warnings.warn(f"the server gets {half} samples, not {count}: half of the test set", stacklevel=2)
+        count = half
     rest, own = order[count:].sort().values, order[:count]
     return replace(task, test=task.test.subset(rest), server=task.test.subset(own))
 

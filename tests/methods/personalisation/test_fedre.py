@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.core.errors import PlanError
+from paceline.core.errors import ConfigError, PlanError
 from paceline.data import Partition
 from paceline.methods.personalisation.commonhead import head_step
 from paceline.methods.personalisation.fedre import entangle
@@ -202,6 +202,13 @@ def test_clients_with_too_little_train_and_upload_nothing(task, told, least, upl
     run.go()
     assert [len(told[0][1][client].features) for client in range(4)] == uploads
     assert all("network" in run.store[client] for client in (1, 2, 3))
+
+
+@pytest.mark.parametrize("method", ["fedre", "fedresum"])
+def test_more_classes_than_there_are_cannot_be_asked_of_a_client(config, task, method):
+    prepare(config(method=method, options={"least_classes": 4}), task=task)
+    with pytest.raises(ConfigError, match="least_classes=5, but the task has 4 classes"):
+        prepare(config(method=method, options={"least_classes": 5}), task=task)
 
 
 def test_clients_are_judged_with_their_own_head_or_the_global_one(networks):

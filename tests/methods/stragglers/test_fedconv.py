@@ -165,7 +165,8 @@ def test_the_servers_samples_are_not_evaluated():
     assert (len(fitted.server), len(fitted.test), len(fitted.train)) == (30, 50, 240)
     rows = torch.cat([fitted.server.x, fitted.test.x])
     assert torch.equal(rows.unique(dim=0), task.test.x.unique(dim=0))
-    assert len(reserve(task, 1000).server) == 40
+    with pytest.warns(UserWarning, match="the server gets 40 samples, not 1000: half of the test set"):
+        assert len(reserve(task, 1000).server) == 40
     run, _ = carried_out(QUICK, rounds=1)
     server = server_client(run.fed, "x")
     assert (len(server.train), len(server.test)) == (30, 40 // HELD_OUT)

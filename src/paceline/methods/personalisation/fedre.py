@@ -21,11 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paceline.core.client import Client
+from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
 from paceline.core.method import NonNegative, Positive, State, on_client
 from paceline.core.params import Params, Resident
 from paceline.core.random import torch_rng
 from paceline.core.samples import labelled
+from paceline.core.task import Task
 from paceline.core.tree import node
 from paceline.methods.personalisation.commonhead import CommonHead, head_step
 from paceline.models.split import features
@@ -83,6 +85,16 @@ class EntangledHead(CommonHead):
     least_classes: Positive[int] = 1
     send_head: bool = True
     halve_every: NonNegative[int] = 0
+
+    def fit_task(self, task: Task) -> tuple[EntangledHead, Task]:
+        """Return both as they are.
+
+        Raises:
+            ConfigError: no client can have `least_classes`.
+        """
+        if self.least_classes > task.num_classes:
+            raise ConfigError(f"least_classes={self.least_classes}, but the task has {task.num_classes} classes; lower it")
+        return self, task
 
     def step(self, fed: Federation) -> float:
         """Return eta_s of this round."""
