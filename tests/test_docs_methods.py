@@ -33,8 +33,9 @@ def commands(page):
 
 
 def small(command):
-    """Return a command's words with few rounds, one seed and one epoch."""
+    """Return a command's words with few rounds, one seed, one epoch, and few of the steps that form FedLoGe's frame."""
     words = [re.sub(r"epochs=\d+", "epochs=1", word) for word in shlex.split(command)]
+    words = [word.replace("fedloge:", "fedloge:frame_steps=20,") for word in words]
     for option, value in (("--rounds", "1"), ("--seeds", "0"), ("--eval-every", "1")):
         if option in words:
             words[words.index(option) + 1] = value

@@ -51,13 +51,14 @@ CASES = [(m, "plain") for m in ("fedavg", "scaffold", "clip", "fluid", "dropstra
 CASES += [("clip", "secure"), ("scaffold", "secure-arithmetic")]
 
 
+QUICK = {(4, "fedavg", "plain"), (4, "clip", "plain"), (4, "fluid", "plain"), (4, "scaffold", "secure-arithmetic")}
+QUICK |= {(1, "scaffold", "plain"), (1, "clip", "secure")}
+"""Cases of the default suite: each aggregation, both moments, methods with and without state of clients and of the server."""
+
+
 @pytest.mark.parametrize(
     ("stop", "method", "aggregation"),
-    [(4, *case) for case in CASES]
-    + [
-        pytest.param(1, *case, marks=[] if case in (("scaffold", "plain"), ("clip", "secure")) else [pytest.mark.slow])
-        for case in CASES
-    ],
+    [pytest.param(stop, *case, marks=[] if (stop, *case) in QUICK else [pytest.mark.slow]) for stop in (4, 1) for case in CASES],
 )
 def test_killed_and_resumed_ends_with_the_same_bits(config, tmp_path, method, aggregation, stop):
     made = config(
