@@ -1,12 +1,14 @@
 """Sums over parts of a model over the network: the bits and the bytes of a simulation, and what a malicious server obtains."""
 
+import time
+
 import pytest
 import torch
 
 from paceline.aggregation.secure import client_functions as protocol
 from paceline.aggregation.secure.messages import as_bytes
 from paceline.aggregation.secure.program import secure_config
-from paceline.core.errors import PacelineError
+from paceline.core.errors import NonFiniteError, PacelineError
 from paceline.core.method import client_functions
 from paceline.core.nested import PartialModel, SegmentedModel
 from paceline.methods.stragglers.selfpruning import SelfPruning
@@ -15,6 +17,8 @@ from paceline.submodels.cut import Cutter
 from paceline.submodels.nesting import UnitSegmenter
 from tests.network.conftest import OPEN
 from tests.network.liar import STRICT, Sum, reasons
+from tests.network.partial import fail_on, has
+from tests.network.test_clear import committed
 
 RUN = {
     "method": "fjord",
@@ -117,6 +121,48 @@ def server(sixteen, liar, monkeypatch, request):
         secure=SECURE,
         measured=True,
     )
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_tier_does_not_tell_that_a_training_failed(sixteen, liar, params, loopback, monkeypatch, adaptive):
+    """Nor do measured times: the failed work is done once more, on samples drawn at random."""
+    server = liar(
+        policy=MEASURED,
+        clients=9,
+        cohort=9,
+        method="fjord",
+        options={"segmented": True, "straggler_share": 0.34, "warmup": 1, "adaptive": adaptive},
+        secure=SECURE,
+        fleet="stragglers:share=0.34,slow=50,compute=1e3",
+    )
+    sample = loopback.task.train.x[int(loopback.nodes[7].runner.worker.setup.split(7)[0][0])]
+    fail_on(monkeypatch, find_method("fjord"), "train_part", sample, NonFiniteError("the loss is nan"))
+    for round in (1, 2, 3):
+        one = PartSum(server, params, round=round)
+        one.to_end()
+        server.loop.call(server.hub.completed, round, dict.fromkeys(range(9), ()), lambda c, now=round: committed(now))
+    assert [len([text for text in server.logged(client) if "the loss is nan" in text]) for client in (6, 7, 8)] == [0, 3, 0]
+    one = PartSum(server, params, round=4)
+    one.advertise()
+    tiers = one.server.announced(one.server.directory_for()[0])["tiers"]
+    assert tiers == dict.fromkeys(range(6), 0) | dict.fromkeys((6, 7, 8), 5)
+
+
+def test_a_failed_training_takes_no_longer_than_its_repetition(server, params, loopback, monkeypatch):
+    """Otherwise a model that fails late on certain data would make a client appear half as fast."""
+    real, sample = find_method("fjord").train_part, loopback.task.train.x[int(loopback.nodes[7].runner.worker.setup.split(7)[0][0])]
+
+    def failing(method, client, message):
+        if has(client, sample):
+            time.sleep(2.0)
+            raise NonFiniteError("the loss is nan")
+        return real(method, client, message)
+
+    failing.__client__ = real.__client__
+    monkeypatch.setattr(find_method("fjord"), "train_part", failing)
+    PartSum(server, params).to_end()
+    assert any("the loss is nan" in text for text in server.logged(7))
+    assert 0.0 < loopback.nodes[7].runner._trained < 1.9
 
 
 @pytest.mark.slow  # with two slow clients also below

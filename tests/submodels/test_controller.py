@@ -182,6 +182,8 @@ def test_target_follows_the_cut_off_of_recent_records() -> None:
     state = PLAN.hear(state, 6, {0: 20.0})
     assert "total/19" not in state
     assert "total/15" in state
+    assert PLAN.hear(state, 6, {0: 21.0}, heard=2)["heard/0"] == 2
+    assert "total/0" not in PLAN.hear(state, 7, {0: 21.0}, heard=2)
     state = PLAN.hear({**state, "compute": 9.0}, 20, {})
     assert [k for k in state if "/" in k] == []
     assert (state["cutoff"], state["own"]) == (9.0, 9.0)

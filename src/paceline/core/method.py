@@ -162,6 +162,8 @@ class Method(Generic[S], metaclass=Checked):
     client_state: ClassVar[str] = "nothing"
     paper: ClassVar[str] = ""
     records_times: ClassVar[bool] = False
+    paced_by: ClassVar[tuple[str, ...]] = ()
+    """Keys of a client's memory, beside its times, that decide whether it takes part in a round, and with how much of the model."""
     vectorizable: ClassVar[bool] = True
     headline: ClassVar[str] = ""
     """The paper's main result, in one sentence."""

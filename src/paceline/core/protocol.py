@@ -30,11 +30,13 @@ class ProtocolSession:
         later: work that can be done as soon as a reply is sent, and of which a later reply contains the result.
         sent: what this client declared last, by client function, and in how many rounds in a row.
         failed: why the client gave nothing to the sum, for its own log.
+        wasted: seconds of work that failed, which count for nothing.
         begun: operation that was begun last, and the client's memory before it.
     """
 
     state: Any = None
     failed: str = ""
+    wasted: float = 0.0
     coming: dict[str, Any] = field(default_factory=dict)
     ready: dict[str, Any] = field(default_factory=dict)
     later: Callable[[], Any] | None = None
@@ -117,6 +119,14 @@ class ProtocolContext(ABC):
     @abstractmethod
     def preview(self, function: str, message: Tree) -> Tree | None:
         """Return a reply of the method's `function` with its shape, which depends on no data; None where none can be formed."""
+
+    @abstractmethod
+    def cover(self, stream: str, peers: Mapping[int, Tree], function: str, message: Tree) -> Client | None:
+        """Run the method's `function`, which failed on this client's samples, on as many drawn at random; return the client that ran it.
+
+        Of what it stores, the method's `paced_by` stays, so that neither times nor what follows from them tell of the failure.
+        None is returned if it fails on these samples too, or if the method does not record times.
+        """
 
     @abstractmethod
     def note_times(self, inner: Client, down: int, up: int) -> None:

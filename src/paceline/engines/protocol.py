@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from paceline.core.client import Client
+import torch
+
+from paceline.core.client import Client, ClientData
 from paceline.core.engine import Call
+from paceline.core.generators import nested
 from paceline.core.protocol import ProtocolContext, ProtocolSession
 from paceline.core.tree import Tree
 from paceline.devices import Cost, times
+from paceline.engines.preview import stand_ins
 
 if TYPE_CHECKING:
     from paceline.engines.worker import Worker
@@ -50,6 +54,25 @@ class WorkerContext(ProtocolContext):
         """Return a reply with the shape that the method's function gives it, whatever the client's data."""
         held = self.client.memory.get("_held") if self.functions[function].collects else None
         return self._worker.preview(function, message, self.client.id, held)
+
+    def cover(self, stream: str, peers: Mapping[int, Tree], function: str, message: Tree) -> Client | None:
+        """Run a function that failed on samples drawn at random instead, and keep only what the method is paced by."""
+        memory, method = self.client.memory, self._worker.setup.programs["method"]
+        if not method.records_times:
+            return None
+        inner, noted, count = self.inner(stream, peers), memory.mark(), self.client.num_samples
+        inner.train = inner.test = ClientData(*stand_ins(self._worker, count), torch.arange(count), inner.device)
+        inner.nameless = not self.names_clients
+        try:
+            with nested(0, inner.device):
+                self.invoke(inner, function, message)
+            kept = {key: memory[key] for key in method.paced_by if key in memory}
+        except Exception:  # as for every client, so nothing is told
+            memory.reset(noted)
+            return None
+        memory.reset(noted)
+        memory.update(kept)
+        return inner
 
     def note_times(self, inner: Client, down: int, up: int) -> None:
         """Store how long the method's function took."""

@@ -145,13 +145,14 @@ class Runner:
         number, hidden = p.field(head, "id", int), self.hidden
         try:
             worker, call = self._checked(head, message, rest)
-            began = time.perf_counter()
-            before = self._seen(worker)
+            began, before = time.perf_counter(), self._seen(worker)
             receipt = self._run(worker, call)
             spent = time.perf_counter() - began
             trained = self._seen(worker) != before
             if trained:
-                self._trained, self._moved, self._training = spent, self._received, number
+                session = worker.sessions.get(self.number)
+                wasted = 0.0 if session is None else session.wasted  # else the next tier would tell that a training failed
+                self._trained, self._moved, self._training = spent - wasted, self._received, number
             self._keep(call.round, p.field(head, "take", int))
             if self.rules is not None:
                 self.rules.done(head, receipt.bytes_up, spent)
@@ -161,7 +162,7 @@ class Runner:
         session = worker.sessions.get(self.number)
         if session is None or not session.failed:
             return answer
-        failed, session.failed = session.failed, ""
+        failed, session.failed, session.wasted = session.failed, "", 0.0
         return replace(answer, why=f"contributed zeros to the sum: {failed}")
 
     def refused(self, number: int, error: Exception, told: bool = False) -> Answer:

@@ -125,7 +125,7 @@ class Controller:
         """
         return state["compute"] + self.overhead + state["transfer"]
 
-    def hear(self, state: State, round: int, totals: Mapping[int, float]) -> State:
+    def hear(self, state: State, round: int, totals: Mapping[int, float], heard: int | None = None) -> State:
         """Return the state after receiving full-size totals of neighbours.
 
         T* is the cut-off of the client's own total and of the latest records of the last `window` rounds, smoothed.
@@ -134,10 +134,11 @@ class Controller:
             state: previous state of the controller.
             round: current round.
             totals: predicted full-size seconds, by client.
+            heard: round in which they were received; the current one by default.
         """
         state = state | {"own": self.full_total(state)}
         for peer, total in totals.items():
-            state |= {f"total/{peer}": float(total), f"heard/{peer}": round}
+            state |= {f"total/{peer}": float(total), f"heard/{peer}": round if heard is None else heard}
         for key in [k for k in state if k.startswith("heard/") and round - state[k] >= self.window]:
             del state[key], state[f"total/{key.removeprefix('heard/')}"]
         new = cutoff([state["own"], *(v for k, v in state.items() if k.startswith("total/"))], self.share)

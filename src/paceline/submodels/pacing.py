@@ -37,15 +37,17 @@ def pace(client: Client, controller: Controller, asked: bool = True) -> State:
     return state
 
 
-def adapted_fraction(client: Client, controller: Controller, totals: Mapping[int, float]) -> float:
+def adapted_fraction(client: Client, controller: Controller, totals: Mapping[int, float], heard: int, asked: bool = True) -> float:
     """Return p for this round, from estimates that are robust to churn and changing links; raise `Declined` to sit it out.
 
     Args:
         client: the client.
         controller: its rules.
         totals: full-size seconds of other clients, by client.
+        heard: round in which they were received.
+        asked: as for `pace`.
     """
-    state = controller.hear(pace(client, controller), client.round, totals)
+    state = controller.hear(pace(client, controller, asked), client.round, totals, heard)
     decision, client.memory["pace"] = controller.decide(state, client.round)
     client.memory["budget"] = controller.budget(state, decision)
     return decision.fraction

@@ -16,6 +16,7 @@ from paceline.engines.worker import Worker
 from paceline.methods.stragglers.clip import Clip
 from paceline.registry import BUILT_IN
 from paceline.run import prepare
+from paceline.submodels.controller import Controller
 from tests.methods.resuming import assert_resumes
 
 SECURE = {"gamma": 0.0, "active": False, "threshold": 6}
@@ -183,6 +184,40 @@ def test_a_round_that_all_wait_for_has_no_deadline(federate, watched):
     assert summary.history[3]["round_seconds"] > 3.0 > summary.history[4]["round_seconds"]
     fixed = federate(**adaptive(deadline=3.0, rounds=9, options={"adaptive": False}))
     assert all(r["dropped"] for r in fixed.history[:5])
+
+
+@pytest.mark.parametrize("aggregation", ["plain", "secure-arithmetic"])
+def test_nor_has_one_in_parts_of_the_model(federate, aggregation):
+    """Clients 0 and 1 are late in every other round, and a model half as large does not help."""
+    more = {} if aggregation == "plain" else {"secure": SECURE}
+    summary = federate(**adaptive(deadline=1.0, rounds=8, options={"segmented": True}, aggregation=aggregation, **more))
+    assert [r["round"] for r in summary.history if not r["dropped"]] == [4, 8]
+    assert [r["round"] for r in summary.history if r["round_seconds"] > 1.5] == [4, 8]
+
+
+def test_records_are_as_old_as_the_round_in_which_they_were_received(federate, monkeypatch):
+    """In parts of the model a tier follows from the records of the last training."""
+    told, hear = set(), Controller.hear
+
+    def spy(self, state, round, totals, heard):
+        told.add((round, heard, bool(totals)))
+        return hear(self, state, round, totals, heard)
+
+    monkeypatch.setattr(Controller, "hear", spy)
+    federate(**adaptive(rounds=8, options={"segmented": True}))
+    assert told == {(r, r - 1, r > 2) for r in range(2, 9)} | {(8, 5, True)}
+
+
+@pytest.mark.parametrize("options", [{"adaptive": True}, {}])
+@pytest.mark.parametrize("aggregation", ["plain", "secure"])
+def test_all_take_part_where_saliencies_are_summed(federate, watched, aggregation, options):
+    """A sum of saliencies that is opened cannot be repeated without those that then sit out the training, or are late."""
+    more = {"secure": {"gamma": 0.0}} if aggregation == "secure" else {}
+    made = adaptive(rounds=7, deadline=3.0, aggregation=aggregation, **more)
+    summary = federate(**{**made, "method": "saliency", "options": {"every": 3, **options}})
+    assert [summary.history[round - 1]["dropped"] for round in (1, 4, 7)] == [0, 0, 0]
+    assert all(sorted(watched[round]) == list(range(10)) for round in (1, 4, 7))
+    assert summary.history[1]["dropped"] == 2
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ client: the declarations of its installed method, its data, its memory. Nothing 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -163,7 +164,7 @@ class SecAggClient:
         codec = Codec(session.config, len(session.clients), declared.limits, session.round)
         split = partial(_split, me, machine, declared, model, codec)
         fixed = None if self.openings is None else self._fixed(me, session.function, model, split)
-        noted, everything = client.memory.mark(), None
+        noted, everything, began = client.memory.mark(), None, time.perf_counter()
         try:
             with nested(0, client.device):
                 reply = me.invoke(inner, session.function, model)
@@ -178,8 +179,9 @@ class SecAggClient:
             if fixed is None:
                 raise
             # a refusal would reveal that this client's data make the function fail, and a model can be crafted for that
-            me.session.failed = f"{type(error).__name__}: {error}"
+            me.session.failed, me.session.wasted = f"{type(error).__name__}: {error}", time.perf_counter() - began
             everything, encoded = fixed[0], codec.nothing(fixed[1])
+            inner = me.cover(session.stream, peers, session.function, model) or inner
         inner.nameless = False
         if inner.flops:
             down = wire_size(content) if declared.nested is None else _down(session.function, content, mail["parts"])

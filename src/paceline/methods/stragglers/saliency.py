@@ -65,10 +65,18 @@ class Saliency(SelfPruning):
         """Sum saliencies if they are due; train, and average the updates."""
         assert isinstance(state, SaliencyState)
         cohort, mean = fed.sample(), state.saliency
-        if not mean or (fed.round - 1) % self.every == 0:
+        if not mean or self.due(fed.round):
             mean = dict(fed.mean(self.rate, state.params, over=cohort, deadline=math.inf).saliency)
         update = fed.mean(self.train, (state.params, mean), over=cohort, deadline=self.waits(fed))
         return replace(state, params=state.params + self.server_lr * update.delta, saliency=mean)
+
+    def due(self, round: int) -> bool:
+        """Return whether saliencies are summed in a round."""
+        return (round - 1) % self.every == 0
+
+    def is_open(self, round: int) -> bool:
+        """Return whether all clients take part: also where saliencies are summed, as such a sum is not repeated without some of them."""
+        return super().is_open(round) or self.due(round)
 
     @on_client(bounds={"saliency": 1.0})
     def rate(self, client: Client, message: Params) -> Update:

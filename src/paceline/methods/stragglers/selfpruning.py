@@ -66,6 +66,7 @@ class SelfPruning(FedAvg):
     reveals: ClassVar[str] = "sums of updates; with merge=masked also weights per coordinate, with segmented each client's part"
     client_state: ClassVar[str] = "its own times"
     records_times: ClassVar[bool] = True
+    paced_by: ClassVar[tuple[str, ...]] = ("fraction", "trained", "cost", "share", "heard", "done", "pace", "budget")
     width_key: ClassVar[str | None] = "fraction"
     rounds_up: ClassVar[bool] = False
     """Whether a layer keeps ceil(p n) units instead of floor(p n)."""
@@ -103,7 +104,11 @@ class SelfPruning(FedAvg):
 
     def waits(self, fed: Federation) -> float | None:
         """Return the deadline of this round: none (infinity) if it is open to all, else the federation's (None)."""
-        return math.inf if self.adaptive and Controller({}).is_open(fed.round) else None
+        return math.inf if self.is_open(fed.round) else None
+
+    def is_open(self, round: int) -> bool:
+        """Return whether a round waits for all clients, and nobody sits it out."""
+        return self.adaptive and Controller({}).is_open(round)
 
     @abstractmethod
     def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:
@@ -156,7 +161,7 @@ class SelfPruning(FedAvg):
         if client.times is None:
             return []
         if self.adaptive:
-            state = pace(client, self.controller(client), asked=not self.segmented)
+            state = pace(client, self.controller(client), asked=not self.segmented and not self.is_open(client.round))
             return [state["compute"], state["transfer"]] if state["seen"] else []
         compute, network = client.times
         return [compute / client.memory.get("cost", 1.0), network / client.memory.get("share", 1.0)]
@@ -223,7 +228,10 @@ class SelfPruning(FedAvg):
         records = client.memory.get("heard", {}) if self.segmented else client.peers
         told = {peer: (record[0], record[1]) for peer, record in records.items() if len(record) == 2 and min(record) >= 0}
         if self.adaptive:
-            return adapted_fraction(client, self.controller(client), {peer: sum(record) for peer, record in told.items()})
+            totals, heard = {peer: sum(record) for peer, record in told.items()}, client.round
+            if self.segmented:  # tiers are declared before the records of a round arrive
+                heard = int(client.memory.get("trained", 0))
+            return adapted_fraction(client, self.controller(client), totals, heard, asked=not self.is_open(client.round))
         costs, (compute, network) = self.costs(client), self.report(client, None)
         found = find_stragglers({**told, _SELF: (compute, network)}, self.straggler_share)
         if self.network:
