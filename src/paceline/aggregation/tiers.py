@@ -81,10 +81,11 @@ class Tiers:
         """Derive the tiers from what the clients declared, by merging and filling tiers until the rules hold.
 
         A client gets its declared tier, or the next smaller part that is allowed. A tier with too few members is merged with the
-        next smaller part. The smallest one is filled with members of the next larger one, at most as many as it has itself and the
-        same ones in each round (`fill_rank`). If the rules do not allow that, it is merged with the next larger part, for which
-        its members send zeros where they trained nothing. Segments that too few clients train are not sent. Where too few
-        neighbours own a segment, the next tier is merged into those that do.
+        next smaller part, if at least half of the members then declared that or less, and otherwise the smaller one with the larger,
+        for which its members send zeros where they trained nothing. The smallest one is filled with members of the next larger one,
+        the same ones in each round (`fill_rank`), under the same condition; if the rules do not allow that, it is merged with the
+        larger. Segments that too few clients train are not sent. Where too few neighbours own a segment, the next tier is merged
+        into those that do.
 
         Args:
             wanted: declared tier by client.
@@ -166,7 +167,9 @@ class Tiers:
         for place, tier in enumerate(tiers if len(tiers) > 1 else ()):
             if len(self.members(tier)) < self.rules.members:
                 if place + 1 < len(tiers):
-                    return self._moved({tier: tiers[place + 1]})
+                    smaller = tiers[place + 1]
+                    down = self._moved({tier: smaller})
+                    return down if self._declared(smaller, down) else self._moved({smaller: tier})
                 return self._filled(tier, tiers[place - 1]) or self._moved({tier: tiers[place - 1]})
         return None
 
@@ -177,7 +180,12 @@ class Tiers:
         filled = {**self.owned, **dict.fromkeys(source[:few], tier)}
         trainers = Tiers(self.wanted, filled, self.count, self.rules).trainers(larger)
         enough = len(source) - few >= self.rules.members and len(trainers) >= self.rules.contributors
-        return filled if enough and few <= len(members) else None
+        return filled if enough and self._declared(tier, filled) and self._declared(larger, filled) else None
+
+    def _declared(self, tier: int, owned: Mapping[int, int]) -> bool:
+        """Return whether at least half of the members that a tier has, or needs, declared it or a smaller one."""
+        members = [c for c, o in owned.items() if o == tier]
+        return 2 * sum(1 for c in members if self.wanted[c] >= tier) >= max(len(members), self.rules.members)
 
     def _without_rare_segments(self) -> dict[int, int] | None:
         top = self._inhabited[0]

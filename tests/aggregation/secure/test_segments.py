@@ -217,8 +217,8 @@ def merged(wanted, allowed=(0, 1, 2), rules=RULES):
     [
         ([0] * 9 + [2] * 3, [0] * 9 + [2] * 3),  # as declared
         ([0] * 10 + [2] * 2, [0, 2] + [0] * 8 + [2] * 2),  # two are no tier: a third one joins them
-        ([0] * 10 + [1, 2], [0, 2] + [0] * 8 + [2] * 2),  # also if their tiers were merged before
-        ([0] * 10 + [2, 1], [0, 2] + [0] * 8 + [2] * 2),
+        ([0] * 10 + [1, 2], [0, 1] + [0] * 8 + [1] * 2),  # in the part that two of the three have declared, or a smaller one
+        ([0] * 10 + [2, 1], [0, 1] + [0] * 8 + [1] * 2),
         ([1] * 3 + [0] * 10 + [2] * 2, [1] * 3 + [0] * 10 + [1] * 2),  # but a tier that gives one keeps three
         ([1] * 4 + [0] * 10 + [2] * 2, [1, 2, 1, 1] + [0] * 10 + [2] * 2),  # and it comes from the next larger part
         ([0] * 12 + [2], [0] * 13),  # one client moves no two others: padded
@@ -233,6 +233,20 @@ def merged(wanted, allowed=(0, 1, 2), rules=RULES):
 )
 def test_tiers_are_merged_until_the_rules_hold(wanted, owned):
     assert merged(wanted) == owned
+
+
+@given(st.lists(st.integers(0, 5), min_size=3, max_size=14), st.sampled_from([2, 3]))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_half_of_a_tier_has_declared_it_or_less(wanted, members):
+    """So a client alone makes nobody train less, and k clients together at most k others in their tier."""
+    clients = dict(enumerate(wanted))
+    tiers = Tiers.of(clients, range(6), 6, TierRules(members=members))
+    for tier in set(tiers.owned.values()):
+        inside = tiers.members(tier)
+        assert len(inside) >= members or len(set(tiers.owned.values())) == 1
+        assert sum(clients[c] >= tier for c in inside) >= len(inside) / 2
+    alone = Tiers.of({**dict.fromkeys(clients, 0), 0: wanted[0]}, range(6), 6, TierRules(members=members))
+    assert members == 2 or [alone.fraction_index(c) for c in range(1, len(wanted))] == [0] * (len(wanted) - 1)
 
 
 def test_a_smaller_part_is_trained_where_a_tier_is_merged_and_zeros_are_sent_where_it_is_padded():
