@@ -165,6 +165,20 @@ def test_a_failed_training_takes_no_longer_than_its_repetition(server, params, l
     assert 0.0 < loopback.nodes[7].runner._trained < 1.9
 
 
+def test_tiers_are_left_out_only_where_a_round_is_repeated(server, params):
+    """Else a server could have half of the model trained by all, or the whole one by clients for which it is too large."""
+    first = PartSum(server, params, attempt=0, tiers=(5,))
+    assert reasons(first.advertise()).count("leaves out tiers of 'train_part'") == 9
+    second = PartSum(server, params, attempt=1)
+    second.advertise()
+    third = PartSum(server, params, attempt=2, tiers=(0,))
+    third.to_end()
+    assert set(third.server.tiers.owned.values()) == {0}
+    server.loop.call(server.hub.completed, 1, dict.fromkeys(range(9), ()), lambda c: committed(1))
+    fourth = PartSum(server, params, round=2, attempt=1, tiers=(0,))
+    assert reasons(fourth.advertise()).count("leaves out tiers of 'train_part'") == 9
+
+
 @pytest.mark.slow  # with two slow clients also below
 def test_an_honest_sum_over_parts_is_opened(server, params):
     """What the others are measured against."""

@@ -88,6 +88,8 @@ class SecAggClient:
     def __init__(self, directory: Any, agreed: Agreement | None = None, openings: Openings | None = None, run: str = "") -> None:
         self.directory, self.agreed, self.openings, self.run = directory, agreed or Agreement(), openings, run
         self._hashed: tuple[Tree, tuple[bytes, bytes]] | None = None
+        self._tried: dict[str, int] = {}
+        """Last round in which a real client began a sum over parts of a model, by function."""
 
     @on_client(each=True)
     def advertise(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
@@ -109,6 +111,7 @@ class SecAggClient:
         declared = _declared(me, session.function)
         if session.parts != (0 if declared.nested is None else len(declared.nested.fractions)):
             raise ProtocolError(f"{session.function!r} does not have {session.parts} tiers in this client's method")
+        self._may_leave_out(session)
         me.session.begin(client.operation, client.memory)
         client.memory["_secagg"] = [session.round, session.attempt]
         publics = self.directory.publics(session.clients)
@@ -192,6 +195,14 @@ class SecAggClient:
         answer = {**answer, "segments": as_tensors(answer["segments"]), "shape": shape}
         return _with_next(answer, lambda: self._advertised(me, session, mail["next"]) if "next" in mail else None)
 
+    def _may_leave_out(self, session: Session) -> None:
+        """Refuse a session without some tiers, unless it repeats one of this round in which this client took part."""
+        if self.openings is None:
+            return
+        if len(session.tiers) < session.parts and self._tried.get(session.function) != session.round:
+            raise ProtocolError(f"the server leaves out tiers of {session.function!r}, which only a repeated round may do")
+        self._tried[session.function] = session.round
+
     def _ready(self, me: ProtocolContext, named: Any) -> bool:
         """Begin the session that was prepared for this sum; return False if there is none, as after a restart.
 
@@ -212,6 +223,7 @@ class SecAggClient:
         client.memory["_secagg"] = mark
         if not self._as_sent(me, machine):
             return False
+        self._may_leave_out(session)
         own_record(me, _declared(me, function), session, self.openings is None)  # the others have it: what it stores is wanted
         machine.bind(task)
         me.session.state = _State(machine)
