@@ -9,6 +9,7 @@ from paceline.aggregation.secure import client_functions as protocol
 from paceline.aggregation.secure.messages import as_bytes
 from paceline.aggregation.secure.program import secure_config
 from paceline.core.errors import NonFiniteError, PacelineError
+from paceline.core.failures import Declined
 from paceline.core.method import client_functions
 from paceline.core.nested import PartialModel, SegmentedModel
 from paceline.methods.stragglers.selfpruning import SelfPruning
@@ -62,6 +63,24 @@ def test_keys_one_round_ahead(loopback, federate, monkeypatch):
     assert (there.bytes_up, there.bytes_down) == (here.bytes_up, here.bytes_down)
     phases = [(e["round"], e["phase"].partition("/")[0]) for e in loopback.server_lines.of("phase")]
     assert [step for round, step in phases if round == 8] == ["secagg.masked", "secagg.consistency", "secagg.unmask"]
+
+
+def test_clients_that_grow_or_were_away_accept_the_public_order(loopback, federate, monkeypatch):
+    """They cannot compute it: they had a part of the last model only, or none."""
+
+    def tier(method, client, message):
+        if (client._id, client.round) == (0, 5):
+            raise Declined
+        return 0.5 if client._id >= 4 and client.round <= 3 else 1.0
+
+    monkeypatch.setattr(SelfPruning, "tier", tier)
+    run = {**RUN, "aggregation": "secure", "method": "clip", "rounds": 7, "secure": {**RUN["secure"], "pipelined": False}}
+    loopback.serve(run)
+    for number in range(6):
+        loopback.client(number, policy=OPEN.replace("[secure_aggregation]\n", FEW))
+    there, here = loopback.finish(), federate(vectorize="off", **run)
+    assert [r["dropped"] for r in there.history] == [0, 0, 0, 0, 1, 0, 0]
+    assert there.model_sha256 == here.model_sha256
 
 
 # -- malicious servers -----------------------------------------------------------------------------

@@ -38,13 +38,13 @@ def uneven(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[int, Any]]:
-    """Return the replies of `train`, by round and client."""
+    """Return the replies of `train` or `train_part`, by round and client."""
     seen: dict[int, dict[int, Any]] = defaultdict(dict)
     invoke = Worker.invoke
 
     def spy(self: Worker, me: Any, function: str, message: Any) -> Any:
         reply = invoke(self, me, function, message)
-        if function == "train" and me._id < 10:  # no preview
+        if function in ("train", "train_part") and me._id < 10:  # no preview
             seen[me.round][me._id] = (reply, me.job, me.num_samples)
         return reply
 
@@ -135,8 +135,9 @@ def test_the_debug_engine_lets_clients_sit_out(federate):
     assert [r["dropped"] for r in federate(**adaptive(rounds=5, engine="debug")).history] == [0, 0, 2, 0, 2]
 
 
-def test_a_device_that_throttles_ends_early_and_counts_less(federate, watched):
-    federate(**adaptive(rounds=5, options={"epochs": 5}))
+@pytest.mark.parametrize("options", [{}, {"segmented": True}])
+def test_a_device_that_throttles_ends_early_and_counts_less(federate, watched, options):
+    federate(**adaptive(rounds=5, options={"epochs": 5, **options}))
     reply, job, n = watched[5][2]
     assert 0.3 <= (done := job.samples() / (5 * n)) < 0.7
     assert reply.weight == round(done * n) < n

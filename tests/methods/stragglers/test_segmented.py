@@ -355,6 +355,9 @@ def test_an_order_that_does_not_follow_from_the_model_is_refused(task, config, m
     [
         ("heterofl", {}, "own_rows=false"),
         ("clip", {"score": "local"}, "score=mixed"),
+        ("clip", {"select": "threshold", "explore": 0}, "leave select, explore unset"),
+        ("clip", {"back": 0.2, "step": 0.02}, "leave back, step unset"),
+        ("clip", {"smallest": 0.3}, "smallest=0.3 is below the smallest part that clients train, 0.5"),
         ("fjord", {"merge": "zero"}, "leave merge unset"),
         ("fjord", {"merge": "unbiased"}, "use randomdropout"),
         ("randomdropout", {"merge": "stale"}, "use merge=unbiased"),
@@ -363,6 +366,11 @@ def test_an_order_that_does_not_follow_from_the_model_is_refused(task, config, m
 def test_options_that_do_not_fit_are_refused_at_the_start(config, task, method, given, text):
     with pytest.raises(PlanError, match=text):
         prepare(config(method=method, options={"segmented": True, **given}), task=task)
+
+
+def test_the_same_options_fit_whole_models(config, task):
+    options = {"score": "local", "select": "threshold", "explore": 0, "back": 0.2, "step": 0.02, "smallest": 0.5}
+    prepare(config(method="clip", options=options), task=task)
 
 
 def test_the_public_scores_follow_from_the_change_of_the_model(task, config):

@@ -19,7 +19,7 @@ the whole model in two successive rounds compute them anew, so the server cannot
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -73,11 +73,12 @@ class Clip(SelfPruning):
 
     def check(self, fed: Federation) -> list[str]:
         """Return the options that do not fit segmented uploads."""
-        local = (
-            ["segmented=true needs public scores; set score=mixed or score=public"]
-            if self.segmented and self.score == "local"
-            else []
-        )
+        if not self.segmented:
+            return super().check(fed)
+        local = ["segmented=true needs public scores; set score=mixed or score=public"] * (self.score == "local")
+        default = {f.name: f.default for f in fields(self) if f.name in ("select", "explore", "back", "step")}
+        if others := [name for name, value in default.items() if getattr(self, name) != value]:
+            local.append(f"segmented=true keeps the units of the highest scores; leave {', '.join(others)} unset")
         return super().check(fed) + local
 
     def init(self, fed: Federation) -> State:

@@ -84,6 +84,8 @@ class SelfPruning(FedAvg):
 
     def check(self, fed: Federation) -> list[str]:
         """Return the options that do not fit each other."""
+        if self.smallest < min(TIERS):
+            return [f"smallest={self.smallest} is below the smallest part that clients train, {min(TIERS)} of the units"]
         if self.segmented and self.merge == "zero":
             return ["segmented=true has one mean for each segment of the model; leave merge unset"]
         if self.merge in ("unbiased", "stale") and not self.draws:
