@@ -20,7 +20,7 @@ BEGIN = "<!-- tables of all rules: written by benchmarks/stragglers.py --page --
 END = "<!-- end of these tables -->"
 SEEDS = (0, 1, 2, 3, 4)
 SHOWN = (0.5, 0.65, 0.75)
-TIMED = ("random", "random-stale", "clip-mixed-max")
+TIMED = ("random", "random-stale", "random-segmented", "clip-mixed-max", "clip-segmented")
 
 
 def named(rule: str) -> str:

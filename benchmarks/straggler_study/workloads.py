@@ -93,6 +93,7 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("randomdropout", {}),
     "random-unbiased": ("randomdropout", {"merge": "unbiased"}),
     "random-stale": ("randomdropout", {"merge": "stale"}),
+    "random-segmented": ("randomdropout", {"segmented": True}),
     "ordered": ("fjord", {}),
     "heterofl": ("heterofl", {}),
     "fluid": ("fluid", {}),
