@@ -48,19 +48,19 @@ def imports_from(modules: Collection[str] | None) -> Iterator[None]:
 
 
 def installed(group: str) -> Mapping[str, list[EntryPoint]]:
-    """Return the entry points of a group by name, without importing their targets."""
+    """Return the entry points of a group ``paceline.…`` by name, without importing their targets."""
     found = _entry_points(tuple((place, os.stat(place).st_mtime if os.path.isdir(place) else 0.0) for place in sys.path))
     return found.get(group, {})
 
 
 @lru_cache(maxsize=4)
 def _entry_points(path: tuple[tuple[str, float], ...]) -> dict[str, dict[str, list[EntryPoint]]]:
-    """Read all entry points, by group and name; `path` lists the folders of packages with their modification times, as cache key."""
+    """Read the entry points for Paceline, by group and name; the key `path` has the folders of packages and when they changed."""
     from importlib.metadata import entry_points
 
     found: dict[str, dict[str, list[EntryPoint]]] = {}
     every = entry_points()
-    for group in every.groups:
+    for group in (name for name in every.groups if name.startswith("paceline.")):
         for point in every.select(group=group):
             found.setdefault(group, {}).setdefault(point.name, []).append(point)
     return found

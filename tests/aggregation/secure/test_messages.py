@@ -37,7 +37,7 @@ class FakeContext(ProtocolContext):
         client = SimpleNamespace(id=0, round=1, operation=1, memory=Memory())
         super().__init__(client, ProtocolSession(), client_functions(find_method("fedavg")), False)
 
-    inner = ahead = invoke = preview = note_times = None
+    inner = ahead = invoke = preview = cover = note_times = None
 
 
 def begun(directory):
